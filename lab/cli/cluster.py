@@ -1,0 +1,157 @@
+"""Commands that reach into a running lab: shell, exec, kubectl, kubeconfig, image, logs."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lab import builds, images, paths, ssh
+from lab.cli.context import Context, become_root
+from lab.cluster import Cluster
+from lab.errors import ExitCode, die
+from lab.kubeconfig import merge
+from lab.output import Format, emit, table
+from lab.providers import provider
+from lab.render import Rendered, RenderedNode
+
+_THROUGH = {"ignore_unknown_options": True, "allow_interspersed_args": False}
+
+image_app = typer.Typer(help="Images on the lab's nodes.", no_args_is_help=True)
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(shell)
+    app.command(context_settings=_THROUGH)(exec_)
+    app.registered_commands[-1].name = "exec"
+    app.command(context_settings={**_THROUGH, "help_option_names": []})(kubectl)
+    app.command()(kubeconfig)
+    app.command()(logs)
+    image_app.command("load")(image_load)
+    app.add_typer(image_app, name="image")
+
+
+def _node(lab: Rendered, name: str | None) -> RenderedNode:
+    """The node called `name`, or the control plane; a wrong name lists the right ones."""
+    if name is None:
+        return lab.control_plane
+    try:
+        return lab.node(name)
+    except KeyError:
+        names = ", ".join(node.name for node in lab.nodes)
+        die(f"lab {lab.id} has no node {name}", hint=f"its nodes: {names}", code=ExitCode.USAGE)
+
+
+def shell(
+    context: typer.Context,
+    node: Annotated[str | None, typer.Argument(help="The node; the control plane if absent.")] = None,
+) -> int:
+    """Open a root shell on a node."""
+    become_root()
+    lab: Rendered = context.obj.lab()
+    return ssh.hand_over(lab, _node(lab, node), [], tty=sys.stdin.isatty())
+
+
+def exec_(
+    context: typer.Context,
+    node: Annotated[str, typer.Argument(help="The node.")],
+    command: Annotated[list[str], typer.Argument(help="The command and its arguments.")],
+) -> int:
+    """Run a command on a node; its exit status is ours."""
+    become_root()
+    lab: Rendered = context.obj.lab()
+    words = command[1:] if command[0] == "--" else command
+    return ssh.hand_over(lab, _node(lab, node), words, tty=False)
+
+
+def kubectl(
+    context: typer.Context,
+    arguments: Annotated[list[str] | None, typer.Argument(help="What kubectl is to do.")] = None,
+) -> int:
+    """Run the lab's kubectl on the lab; arguments and exit status pass through."""
+    become_root()
+    lab: Rendered = context.obj.lab()
+    artifact = builds.locate().get("kubernetes")
+    if artifact is None:
+        die(
+            "kubectl is not in the artifact store", hint="`lab build kubernetes` makes it", code=ExitCode.ARTIFACT
+        )
+    return Cluster(lab, artifact.path / "bin").hand_over(arguments or [])
+
+
+def kubeconfig(
+    context: typer.Context,
+    into: Annotated[
+        Path | None,
+        typer.Option("--merge", help="Also add the lab's context to this file (asks first).", metavar="FILE"),
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Print the path of the lab's kubeconfig, for `export KUBECONFIG=$(lab kubeconfig)`."""
+    become_root()
+    lab: Rendered = context.obj.lab()
+    own = lab.folder / "kubeconfig"
+    if not own.exists():
+        die(f"lab {lab.id} has no kubeconfig yet", hint="`lab up` brings it up", code=ExitCode.NOT_THERE)
+    if into is not None:
+        if not yes:
+            typer.confirm(f"Add the context {lab.context} to {into}?", abort=True, err=True)
+        merge(own, into)
+        print(f"added context {lab.context} to {into}", file=sys.stderr)
+    print(own)
+
+
+def image_load(
+    context: typer.Context,
+    source: Annotated[Path, typer.Argument(help="An image archive, an OCI layout, or a folder of archives.")],
+) -> None:
+    """Put images on all nodes of the lab."""
+    become_root()
+    options: Context = context.obj
+    lab = options.lab()
+    steps = options.steps(options.logs_of(lab.id, "image"))
+    with steps.step("image", f"Load {source.name} on {len(lab.nodes)} nodes"):
+        loaded = images.load(lab, source)
+    rows = [{"image": name, "nodes": [node.name for node in lab.nodes]} for name in loaded]
+    if options.output is Format.TABLE:
+        table(rows, ["image", "nodes"])
+    else:
+        emit(rows, options.output)
+
+
+def logs(
+    context: typer.Context,
+    node: Annotated[str | None, typer.Argument(help="A node: its journal. Absent: lab's own logs.")] = None,
+    unit: Annotated[str | None, typer.Option("--unit", "-u", help="Only this systemd unit.")] = None,
+    lines: Annotated[int, typer.Option("--lines", "-n", min=1, help="How many lines.")] = 100,
+    follow: Annotated[bool, typer.Option("--follow", help="Go on as new lines come.")] = False,
+    console: Annotated[bool, typer.Option("--console", help="What the node printed on its console.")] = False,
+) -> int:
+    """Show a node's journal or console, or the logs of the last `lab` command that changed the lab."""
+    become_root()
+    options: Context = context.obj
+    if node is None and not console and unit is None:
+        return _own_logs(options.lab_id or options.lab().id, lines)
+    lab = options.lab()
+    machine = _node(lab, node)
+    if console:
+        print(provider(lab).console(machine, lines))
+        return 0
+    command = ["journalctl", "--no-pager", "-n", str(lines)]
+    command += ["-u", unit] if unit else []
+    command += ["-f"] if follow else []
+    return ssh.hand_over(lab, machine, command, tty=False)
+
+
+def _own_logs(lab_id: str, lines: int) -> int:
+    folder = paths.state() / "logs" / lab_id
+    runs = sorted(folder.iterdir()) if folder.exists() else []
+    if not runs:
+        die(f"there are no logs of lab {lab_id}", hint="`lab up` writes them", code=ExitCode.NOT_THERE)
+    for log in sorted(runs[-1].iterdir()):
+        text = log.read_text(errors="replace").splitlines()
+        print(f"==> {log}")
+        print("\n".join(text[-lines:]))
+    return 0

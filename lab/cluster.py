@@ -1,0 +1,138 @@
+"""Questions to a lab's Kubernetes, asked through its own kubectl and kubeconfig."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import stamina
+
+from lab.errors import ExitCode, LabError, die
+from lab.render import Rendered
+from lab.run import Completed, run
+from lab.steps import Step
+
+
+class NotYet(Exception):
+    """What is waited for is not there yet; the text says what is missing."""
+
+
+@dataclass(frozen=True)
+class KubeNode:
+    """A node as Kubernetes sees it. `reason` says why it is not ready, empty when it is."""
+
+    name: str
+    ready: bool
+    reason: str
+    version: str
+    pod_range: str | None
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class Cluster:
+    """The Kubernetes cluster of a lab. `binaries` is the folder with kubectl."""
+
+    def __init__(self, lab: Rendered, binaries: Path) -> None:
+        self.lab = lab
+        self.kubeconfig = lab.folder / "kubeconfig"
+        self._kubectl = binaries / "kubectl"
+
+    def argv(self, arguments: Sequence[str]) -> list[str]:
+        """The command line of kubectl with the lab's kubeconfig and nobody else's settings."""
+        return [str(self._kubectl), f"--kubeconfig={self.kubeconfig}", *arguments]
+
+    def kubectl(
+        self, *arguments: str, ok: Sequence[int] = (0,), stdin: str | None = None, timeout: float = 60
+    ) -> Completed:
+        """Run kubectl and return what it printed."""
+        return run(
+            self.argv(arguments),
+            ok=ok,
+            stdin=stdin,
+            timeout=timeout,
+            hint="`lab status` shows whether the control plane is up",
+            code=ExitCode.NODE,
+        )
+
+    def hand_over(self, arguments: Sequence[str]) -> int:
+        """Run kubectl with our own stdin, stdout and stderr; returns its status."""
+        if not self.kubeconfig.exists():
+            die(
+                f"lab {self.lab.id} has no kubeconfig yet",
+                hint="`lab up` brings the lab up",
+                code=ExitCode.NOT_THERE,
+            )
+        env = {**os.environ, "KUBECONFIG": str(self.kubeconfig)}
+        return subprocess.run([str(self._kubectl), *arguments], env=env, check=False).returncode
+
+    def health(self) -> str:
+        """`ok`, or what the API server says that is not."""
+        if not self.kubeconfig.exists():
+            return "no kubeconfig"
+        done = self.kubectl("get", "--raw=/readyz?verbose", "--request-timeout=5s", ok=range(256), timeout=20)
+        if done.status == 0:
+            return "ok"
+        bad = [line for line in done.stdout.splitlines() if line.startswith("[-]")]
+        lines = bad or done.stderr.strip().splitlines()[-1:] or ["no answer"]
+        return "; ".join(lines)
+
+    def nodes(self) -> list[KubeNode]:
+        """The registered nodes."""
+        done = self.kubectl("get", "nodes", "-o", "json", "--request-timeout=5s", timeout=20)
+        return [_node(item) for item in json.loads(done.stdout)["items"]]
+
+    def wait(self, step: Step, seconds: float = 120) -> list[KubeNode]:
+        """Wait until the API is healthy and every node of the lab is registered and answers."""
+        names = {node.name for node in self.lab.nodes}
+        try:
+            for attempt in stamina.retry_context(
+                on=NotYet, attempts=None, timeout=seconds, wait_initial=0.3, wait_max=2, wait_jitter=0.2
+            ):
+                with attempt:
+                    return self._all_there(step, names)
+        except NotYet as missing:
+            raise LabError(
+                f"the cluster of lab {self.lab.id} is not healthy after {seconds:g} s: {missing}",
+                hint="`lab logs NODE` shows a node's journal, `lab report` collects everything",
+                code=ExitCode.PROVISION,
+            ) from None
+        raise AssertionError("unreachable: the retry loop returns or raises")
+
+    def _kubelet_answers(self, name: str) -> bool:
+        """Whether the node's kubelet answers now; its status at the API server may be of before."""
+        path = f"/api/v1/nodes/{name}/proxy/healthz"
+        done = self.kubectl("get", f"--raw={path}", "--request-timeout=5s", ok=range(256), timeout=20)
+        return done.status == 0 and done.stdout.strip() == "ok"
+
+    def _all_there(self, step: Step, names: set[str]) -> list[KubeNode]:
+        health = self.health()
+        if health != "ok":
+            step.say(f"API server: {health}")
+            raise NotYet(f"API server: {health}")
+        nodes = self.nodes()
+        absent = names - {node.name for node in nodes}
+        silent = {node.name for node in nodes if not self._kubelet_answers(node.name)}
+        if absent or silent:
+            word = ", ".join(sorted(absent | silent))
+            step.say(f"waiting for {word} to report to the API server")
+            raise NotYet(f"{word} did not report to the API server")
+        return nodes
+
+
+def _node(item: dict[str, Any]) -> KubeNode:
+    conditions = {condition["type"]: condition for condition in item["status"].get("conditions", [])}
+    ready = conditions.get("Ready", {})
+    return KubeNode(
+        name=item["metadata"]["name"],
+        ready=ready.get("status") == "True",
+        reason="" if ready.get("status") == "True" else str(ready.get("reason", "NotReported")),
+        version=item["status"]["nodeInfo"]["kubeletVersion"],
+        pod_range=item["spec"].get("podCIDR"),
+    )

@@ -1,0 +1,23 @@
+"""Waiting for a condition, with a deadline and a reason."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+Value = TypeVar("Value")
+
+PAUSE = 0.2
+
+
+def until(condition: Callable[[], Value | None], what: str, seconds: float = 60) -> Value:
+    """Ask `condition` until it gives something true; fails with `what` and its last answer."""
+    deadline = time.monotonic() + seconds
+    while True:
+        answer = condition()
+        if answer:
+            return answer
+        if time.monotonic() > deadline:
+            raise AssertionError(f"{what}: not within {seconds:g} s; last answer: {answer!r}")
+        time.sleep(PAUSE)

@@ -1,0 +1,37 @@
+"""Every count and duration of the suite, in two sizes: `ci` for each run, `full` for a soak.
+
+`UNDERPASS_SIZE` chooses; the report's header states the size. A test takes its numbers from here and
+nowhere else, so that no promise is shrunk in silence.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The parameters; the comment gives what each counts."""
+
+    kills_during_up: int  # moments at which a running `lab up` is killed
+    power_losses: int  # times that all node processes are killed at once
+    store_kills: int  # times that a writer of the artifact store is killed
+    stop_starts: int  # rounds of stop and start
+    labs_side_by_side: int  # labs beside the one under test
+
+
+CI = Sizes(kills_during_up=2, power_losses=1, store_kills=10, stop_starts=1, labs_side_by_side=1)
+FULL = Sizes(kills_during_up=12, power_losses=5, store_kills=200, stop_starts=5, labs_side_by_side=3)
+
+NAME = os.environ.get("UNDERPASS_SIZE", "ci")
+if NAME not in ("ci", "full"):
+    raise SystemExit(f"UNDERPASS_SIZE is ci or full, not {NAME!r}")
+SIZES = FULL if NAME == "full" else CI
+
+
+def header() -> str:
+    """One line for the report: the size and every parameter."""
+    values: dict[str, Any] = asdict(SIZES)
+    return f"size: {NAME} (" + ", ".join(f"{f.name}={values[f.name]}" for f in fields(Sizes)) + ")"

@@ -1,0 +1,122 @@
+"""The lab file: every fault at once, each with its line; what it means in names and addresses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import jsonschema
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lab import labfile, render
+from lab.errors import ExitCode, LabError
+from lab.paths import ROOT
+
+HEAD = "apiVersion: underpass.dev/v1\nkind: Lab\nid: demo\n"
+
+
+def faults(text: str) -> dict[str, tuple[int, str]]:
+    lab, found = labfile.parse(text)
+    assert lab is None
+    return {fault.field: (fault.line, fault.message) for fault in found}
+
+
+def test_the_default_lab_is_valid_and_fits_its_own_schema() -> None:
+    text = (ROOT / "lab.yaml").read_text()
+    lab, found = labfile.parse(text)
+    assert found == []
+    assert lab is not None and [node.name for node in lab.nodes] == ["node-1", "node-2"]
+    jsonschema.validate(yaml.safe_load(text), labfile.LabFile.model_json_schema())
+
+
+def test_all_faults_are_listed_with_their_lines() -> None:
+    found = faults(
+        "apiVersion: v2\nkind: Lab\nid: Demo\nprovider: cloud\nnodes:\n"
+        "  - name: a\n    roles: [worker]\n    memory: 3\n"
+    )
+    assert {field: line for field, (line, _) in found.items()} == {
+        "apiVersion": 1,
+        "id": 3,
+        "provider": 4,
+        "nodes[0].memory": 8,
+    }
+
+
+def test_an_unknown_field_is_an_error_and_names_its_neighbour() -> None:
+    line, message = faults(HEAD + "network:\n  podz: 10.0.0.0/16\n")["network.podz"]
+    assert line == 5
+    assert "did you mean pods?" in message
+
+
+@pytest.mark.parametrize(
+    ("text", "field", "word"),
+    [
+        ("kubernetes:\n  version: v1.2.3\n", "kubernetes.version", "lock file"),
+        ("network:\n  pods: 10.96.0.0/16\n", "network.services", "overlaps"),
+        ("network:\n  nodes: 10.0.0.0/16\n", "network.nodes", "/24 to /28"),
+        ("network:\n  pods: 10.0.0.1/16\n", "network.pods", "host bits"),
+        ("nodes:\n  - {name: a, roles: [worker]}\n", "nodes", "exactly one"),
+        (
+            "nodes:\n  - {name: a, roles: [control-plane]}\n  - {name: a, roles: [worker]}\n",
+            "nodes",
+            "two nodes are called a",
+        ),
+    ],
+)
+def test_what_cannot_work_is_refused_with_the_reason(text: str, field: str, word: str) -> None:
+    assert word in faults(HEAD + text)[field][1]
+
+
+@pytest.mark.parametrize("text", ["", "[]", "a: [", "\t", "a: b: c", "id: &x [*x]", "\x00"])
+def test_what_is_no_lab_file_is_a_fault_and_not_a_trace(text: str) -> None:
+    lab, found = labfile.parse(text)
+    assert lab is None
+    assert found
+
+
+def test_a_file_that_is_missing_or_not_text_is_a_fault(tmp_path: Path) -> None:
+    (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
+    for path in (tmp_path / "none", tmp_path / "binary", tmp_path):
+        with pytest.raises(LabError) as caught:
+            labfile.load(path)
+        assert caught.value.code is ExitCode.LAB_FILE
+        assert caught.value.hint
+
+
+@given(st.from_regex(r"[a-z]([a-z0-9-]{0,17}[a-z0-9])?", fullmatch=True), st.integers(1, 10))
+def test_names_derive_from_the_id_and_fit_where_the_kernel_takes_them(lab_id: str, count: int) -> None:
+    nodes = [{"name": f"n{i}", "roles": ["worker"]} for i in range(count)]
+    nodes[0]["roles"] = ["control-plane"]
+    lab = labfile.LabFile.model_validate(
+        {"apiVersion": "underpass.dev/v1", "kind": "Lab", "id": lab_id, "nodes": nodes}
+    )
+    first, second = render.render(lab), render.render(lab)
+    assert first == second
+    links = [first.bridge, first.uplink, *(node.host_link for node in first.nodes)]
+    assert all(len(link) <= 15 for link in links)
+    assert len(set(links)) == len(links)
+    addresses = [first.gateway, *(node.address for node in first.nodes)]
+    assert len(set(addresses)) == len(addresses)
+
+
+def test_what_is_rendered_can_be_read_again() -> None:
+    lab, _ = labfile.parse(HEAD)
+    assert lab is not None
+    rendered = render.render(lab)
+    assert render.from_json(json.loads(json.dumps(render.to_json(rendered)))) == rendered
+
+
+def test_two_ids_share_no_name() -> None:
+    def names(lab_id: str) -> set[str]:
+        lab, _ = labfile.parse(HEAD.replace("demo", lab_id))
+        assert lab is not None
+        made = render.render(lab)
+        return {
+            made.bridge, made.uplink, made.switch, made.cgroup, made.home, made.context, made.nodes_range,
+            *(value for node in made.nodes for value in (node.machine, node.host_link, node.mac)),
+        }  # fmt: skip
+
+    assert not names("one") & names("two")
