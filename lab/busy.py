@@ -28,8 +28,9 @@ def alone(lab_id: str) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
+        who = _who(holder.read_text() if holder.exists() else "")
         die(
-            f"another command is at work on lab {lab_id}{_who(holder.read_text() if holder.exists() else '')}",
+            f"another command is at work on lab {lab_id}{who}",
             hint="wait for it to end, or end it with ctrl-C where it runs; then try again",
             code=ExitCode.BUSY,
         )

@@ -91,7 +91,7 @@ class Kubernetes(_Part):
     )
 
 
-class Network_(_Part):
+class Ranges(_Part):
     """The address ranges of the lab. All IPv4, none overlapping another or the host's."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, title="Networks")
@@ -126,7 +126,7 @@ class LabFile(_Part):
     provider: ProviderName = Field("nspawn", description="What makes the nodes.")
     nodes: tuple[Node, ...] = Field(default_factory=_default_nodes, min_length=1, max_length=10)
     kubernetes: Kubernetes = Field(default_factory=Kubernetes)
-    network: Network_ = Field(default_factory=Network_)
+    network: Ranges = Field(default_factory=Ranges)
 
     @model_validator(mode="after")
     def _whole(self) -> LabFile:
@@ -265,7 +265,7 @@ def _suggestion(location: tuple[str | int, ...]) -> str:
     for part in location[:-1]:
         if isinstance(part, int):
             continue
-        model = {"nodes": Node, "kubernetes": Kubernetes, "network": Network_}.get(part, model)
+        model = {"nodes": Node, "kubernetes": Kubernetes, "network": Ranges}.get(part, model)
     near = difflib.get_close_matches(str(location[-1]), list(model.model_fields), n=1)
     known = ", ".join(model.model_fields)
     return f"; did you mean {near[0]}?" if near else f"; known here: {known}"

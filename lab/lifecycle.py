@@ -38,8 +38,11 @@ class Outcome:
                     "name": node.name,
                     "roles": list(node.roles),
                     "address": node.address,
-                    **({"ready": seen[node.name].ready, "reason": seen[node.name].reason}
-                       if node.name in seen else {}),
+                    **(
+                        {"ready": seen[node.name].ready, "reason": seen[node.name].reason}
+                        if node.name in seen
+                        else {}
+                    ),
                 }
                 for node in self.lab.nodes
             ],

@@ -19,7 +19,6 @@ from lab import paths
 from lab.files import write_atomic
 from lab.labfile import LabFile, load
 
-
 SSH_USER = "root"
 API_PORT = 6443
 
@@ -85,9 +84,7 @@ def render(lab: LabFile) -> Rendered:
     digest = hashlib.sha256(lab.id.encode()).digest()
     tag = digest.hex()[:8]
     home = paths.lab_home(lab.id)
-    nodes_range = ipaddress.IPv4Network(
-        lab.network.nodes or f"10.{128 + digest[0] % 64}.{digest[1]}.0/24"
-    )
+    nodes_range = ipaddress.IPv4Network(lab.network.nodes or f"10.{128 + digest[0] % 64}.{digest[1]}.0/24")
     services = ipaddress.IPv4Network(lab.network.services)
     cgroup = f"underpass-{lab.id}"
     nodes = tuple(
@@ -182,9 +179,7 @@ def ssh_config(lab: Rendered) -> str:
     """An ssh_config for the lab's nodes: the lab's own key, the lab's own known hosts, nothing else."""
     folder = lab.folder
     blocks = [
-        f"Host {node.name} {node.address}\n"
-        f"  HostName {node.address}\n"
-        f"  HostKeyAlias {node.name}\n"
+        f"Host {node.name} {node.address}\n  HostName {node.address}\n  HostKeyAlias {node.name}\n"
         for node in lab.nodes
     ]
     common = (
@@ -212,9 +207,7 @@ def to_json(lab: Rendered) -> dict[str, Any]:
 
 def from_json(data: dict[str, Any]) -> Rendered:
     """The inverse of `to_json`."""
-    nodes = tuple(
-        RenderedNode(**{**node, "roles": tuple(node["roles"])}) for node in data["nodes"]
-    )
+    nodes = tuple(RenderedNode(**{**node, "roles": tuple(node["roles"])}) for node in data["nodes"])
     return Rendered(**{**data, "nodes": nodes})
 
 
@@ -247,6 +240,3 @@ def read(lab_id: str) -> Rendered | None:
 def render_file(path: Path) -> Rendered:
     """Load, check and render the lab file at `path`."""
     return render(load(path))
-
-
-

@@ -29,7 +29,11 @@ ON_NODE = {
     "network.txt": ["sh", "-c", "ip -d addr; ip route show table all; ip neigh; ss -tulpn; nft list ruleset"],
     "mounts.txt": ["findmnt", "--list"],
     "memory.txt": ["sh", "-c", "free -m; df -h; ps axo pid,ppid,stat,rss,etime,args --sort=-rss"],
-    "containers.txt": ["sh", "-c", "ctr -n k8s.io containers ls; ctr -n k8s.io tasks ls; ctr -n k8s.io images ls"],
+    "containers.txt": [
+        "sh",
+        "-c",
+        "ctr -n k8s.io containers ls; ctr -n k8s.io tasks ls; ctr -n k8s.io images ls",
+    ],
     "bpf.txt": ["sh", "-c", "bpftool prog show; bpftool map show; bpftool cgroup tree; ls -lR /sys/fs/bpf"],
     "kernel.txt": ["sh", "-c", "uname -a; dmesg | tail -n 300"],
 }
@@ -47,7 +51,10 @@ _SECRETS = (
     (re.compile(r"-----BEGIN ([A-Z ]*PRIVATE KEY)-----.*?-----END \1-----", re.S), "[private key removed]"),
     (re.compile(r"\beyJ[\w-]{10,}\.[\w-]{10,}\.[\w-]*"), "[token removed]"),
     (re.compile(r"(?i)\b(authorization: *\w+|bearer) +\S{8,}"), r"\1 [removed]"),
-    (re.compile(r"(?i)((?:client-key-data|password|secret|token) *[:=] *)[\"']?[^\s\"',}]{8,}"), r"\1[removed]"),
+    (
+        re.compile(r"(?i)((?:client-key-data|password|secret|token) *[:=] *)[\"']?[^\s\"',}]{8,}"),
+        r"\1[removed]",
+    ),
 )
 
 

@@ -60,8 +60,9 @@ def run(
 ) -> Completed:
     """Run a program to its end and return its output as text.
 
-    `stdin` is the text to write to it, or the file to read from. `env` is added to the environment. `timeout` is in seconds. A status not in `ok` raises
-    `CommandError` with `hint` and exit status `code`; ``ok=range(256)`` accepts every status.
+    `stdin` is the text to write to it, or the file to read from. `env` is added to the environment.
+    `timeout` is in seconds. A status not in `ok` raises `CommandError` with `hint` and exit status
+    `code`; ``ok=range(256)`` accepts every status.
     `quiet` keeps the output out of the step's log (for secrets and for very large answers).
     """
     args = [str(a) for a in argv]

@@ -43,7 +43,7 @@ def on_node(
         stdin=stdin,
         timeout=timeout,
         quiet=quiet,
-        hint=f"`lab status` shows what the nodes do, `lab logs --console {node.name}` what {node.name} printed",
+        hint=f"`lab status` shows what the nodes do, `lab logs --console {node.name}` what it printed",
         code=ExitCode.NODE,
     )
 

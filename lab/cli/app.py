@@ -71,7 +71,9 @@ def main() -> None:
             fault.show()
             sys.exit(ExitCode.USAGE)
         say(f"lab: a fault in Underpass itself: {type(fault).__name__}: {fault}")
-        say("  what to do: run it again with --debug for the trace; `lab report` collects what a report needs")
+        say(
+            "  what to do: run it again with --debug for the trace; `lab report` collects what a report needs"
+        )
         if debug:
             traceback.print_exc()
         sys.exit(ExitCode.BUG)
@@ -119,8 +121,17 @@ def say(text: str) -> None:
 def show(fault: LabError) -> None:
     """A fault, for a person: what happened, the details, what to do; as JSON if progress is JSON."""
     if "--progress=json" in sys.argv:
-        say(json.dumps({"event": "error", "message": fault.message, "details": fault.details,
-                        "hint": fault.hint, "code": int(fault.code)}))
+        say(
+            json.dumps(
+                {
+                    "event": "error",
+                    "message": fault.message,
+                    "details": fault.details,
+                    "hint": fault.hint,
+                    "code": int(fault.code),
+                }
+            )
+        )
         return
     say(f"lab: {fault.message}")
     for detail in fault.details:

@@ -76,7 +76,9 @@ def kubectl(
     artifact = builds.locate().get("kubernetes")
     if artifact is None:
         die(
-            "kubectl is not in the artifact store", hint="`lab build kubernetes` makes it", code=ExitCode.ARTIFACT
+            "kubectl is not in the artifact store",
+            hint="`lab build kubernetes` makes it",
+            code=ExitCode.ARTIFACT,
         )
     return Cluster(lab, artifact.path / "bin").hand_over(arguments or [])
 

@@ -163,4 +163,7 @@ def _done(options: Context, lab_id: str, changed: int, steps: Steps, text: str) 
     if options.output is Format.TABLE:
         print(text)
     else:
-        emit({"id": lab_id, "changed": changed, "steps": [step.to_dict() for step in steps.all]}, options.output)
+        emit(
+            {"id": lab_id, "changed": changed, "steps": [step.to_dict() for step in steps.all]},
+            options.output,
+        )

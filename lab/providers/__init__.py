@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from lab.errors import ExitCode, die
 from lab.providers.base import Provider
+from lab.providers.nspawn import Nspawn
 from lab.render import Rendered
 
 
 def provider(lab: Rendered) -> Provider:
     """The provider of `lab`'s nodes."""
-    if lab.provider == "nspawn":
-        from lab.providers.nspawn import Nspawn
-
-        return Nspawn(lab)
-    die(f"there is no provider {lab.provider}", hint="known: nspawn", code=ExitCode.LAB_FILE)
+    known: dict[str, type[Provider]] = {"nspawn": Nspawn}
+    if lab.provider not in known:
+        die(
+            f"there is no provider {lab.provider}",
+            hint=f"known: {', '.join(known)}",
+            code=ExitCode.LAB_FILE,
+        )
+    return known[lab.provider](lab)

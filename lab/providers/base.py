@@ -81,5 +81,9 @@ class Provider(ABC):
         """Put the disks of all nodes (all stopped) back as they were saved."""
 
     @abstractmethod
+    def snapshot_delete(self, name: str) -> int:
+        """Forget what was saved under `name`."""
+
+    @abstractmethod
     def snapshots(self) -> list[str]:
         """The names of the saved snapshots, oldest first."""

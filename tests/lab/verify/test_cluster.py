@@ -143,9 +143,7 @@ def test_private_keys_are_private(host: Any, evidence: Evidence) -> None:
 
 def test_certificates_are_the_labs_own(host: Any, lab: Rendered, evidence: Evidence) -> None:
     """Each certificate on the node was issued by one of the lab's authorities and is valid for 7 more days"""
-    paths = host.check_output(
-        "find /etc/kubernetes /etc/etcd -name '*.crt' 2>/dev/null; true"
-    ).split()
+    paths = host.check_output("find /etc/kubernetes /etc/etcd -name '*.crt' 2>/dev/null; true").split()
     assert paths
     for path in paths:
         issuer = host.check_output("openssl x509 -noout -issuer -checkend 604800 -in %s", path)

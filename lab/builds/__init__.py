@@ -1,0 +1,89 @@
+"""The builds: every artifact of this release, in the order in which they are built."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from lab import paths
+from lab.builds import containers, controller, gomod, image, nodepython
+from lab.errors import ExitCode, die
+from lab.steps import Steps
+from lab.store import Artifact, Recipe, Store
+
+_ENTRY = re.compile(r"[a-z][a-z0-9-]*-[0-9a-f]{16}\b")
+
+
+def recipes(store: Store | None = None) -> list[Recipe]:
+    """The recipes of all artifacts; each comes after those that it needs."""
+    store = store or Store()
+    go = {part.name: gomod.recipe(part, store) for part in gomod.parts()}
+    node_image = image.recipe()
+    return [
+        node_image,
+        nodepython.recipe(node_image),
+        controller.recipe(),
+        *go.values(),
+        containers.recipe(go["kubernetes"], go["coredns"]),
+    ]
+
+
+def build_all(steps: Steps, only: set[str] | None = None) -> dict[str, Artifact]:
+    """Build what is not in the store yet, or is found damaged; one step each.
+
+    `only` names the artifacts that are asked for; what they need is built too. Returns all that
+    were asked for or needed, by name. Raises `LabError`.
+    """
+    store = Store()
+    chosen = _with_needs(recipes(store), only)
+    store.sweep()
+    built: dict[str, Artifact] = {}
+    for recipe in chosen:
+        built[recipe.name] = store.ensure(recipe, steps, built)
+    return built
+
+
+def locate() -> dict[str, Artifact]:
+    """The artifacts of this release that are in the store; builds and checks nothing."""
+    store = Store()
+    found = [store.entry(recipe.name, recipe.key) for recipe in recipes(store)]
+    return {artifact.name: artifact for artifact in found if store.there(artifact)}
+
+
+def verify(artifacts: Mapping[str, Artifact]) -> None:
+    """Hash every file of `artifacts`; `LabError` (ARTIFACT) for the first that is damaged."""
+    store = Store()
+    for artifact in artifacts.values():
+        store.verify(artifact)
+
+
+def clean() -> int:
+    """Remove the entries that neither this release nor a lab on this host uses; how many."""
+    store = Store()
+    keep = {store.entry(recipe.name, recipe.key).path.name for recipe in recipes(store)}
+    return store.clean(keep | _used_by_labs())
+
+
+def _with_needs(known: list[Recipe], only: set[str] | None) -> list[Recipe]:
+    """The recipes named in `only` (all if None) and those that they need, in order."""
+    if only is None:
+        return known
+    if unknown := only - {recipe.name for recipe in known}:
+        die(
+            f"no artifact is called {', '.join(sorted(unknown))}",
+            hint=f"known: {', '.join(recipe.name for recipe in known)}",
+            code=ExitCode.USAGE,
+        )
+    wanted = set(only)
+    for recipe in reversed(known):
+        if recipe.name in wanted:
+            wanted.update(recipe.needs)
+    return [recipe for recipe in known if recipe.name in wanted]
+
+
+def _used_by_labs() -> set[str]:
+    """The entries that labs on this host run on, by their inventories; another release made them."""
+    used: set[str] = set()
+    for inventory in (paths.state() / "labs").glob("*/inventory.yaml"):
+        used.update(_ENTRY.findall(inventory.read_text(encoding="utf-8")))
+    return used

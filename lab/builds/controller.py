@@ -1,0 +1,54 @@
+"""The controller's own wheels, so that a bundle can set up `lab` where no registry answers.
+
+For each Python of the supported hosts: who makes a bundle and who loads it may run different ones.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lab.builds import wheels
+from lab.builds.inputs import tree_digest
+from lab.lock import lock
+from lab.paths import ROOT
+from lab.store import Building, Recipe
+
+LOCK = ROOT / "requirements" / "controller.lock"
+
+#: Debian 12's, Ubuntu 24.04's and Debian 13's.
+PYTHONS = ("3.11", "3.12", "3.13")
+
+#: Debian 12's.
+GLIBC = (2, 36)
+
+
+def recipe() -> Recipe:
+    return Recipe(
+        name="controller-wheels",
+        title="The controller's own Python packages, for bundles",
+        inputs={
+            "pythons": list(PYTHONS),
+            "glibc": list(GLIBC),
+            "lock": tree_digest(LOCK),
+            "setuptools": lock().raw["setuptools"],
+            "code": tree_digest(Path(__file__), Path(wheels.__file__)),
+        },
+        build=_build,
+        space=1 << 29,
+    )
+
+
+def _build(building: Building) -> None:
+    folder = building.folder / "wheels"
+    build_backend = building.scratch / "setuptools.txt"
+    pinned = lock().raw["setuptools"]
+    build_backend.write_text(
+        f"setuptools=={pinned['version']} --hash=sha256:{pinned['sha256']}\n", encoding="utf-8"
+    )
+    for python in PYTHONS:
+        building.step.say(f"fetching wheels for Python {python}")
+        options = ["--no-deps", "--require-hashes", *wheels.target(python, GLIBC)]
+        lists = [f"--requirement={LOCK}", f"--requirement={build_backend}"]
+        wheels.pip(["download", *options, f"--dest={folder}", *lists], building.scratch)
+    building.tools["pip"] = wheels.version()
+    building.facts["pythons"] = list(PYTHONS)

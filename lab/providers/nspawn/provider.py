@@ -1,0 +1,208 @@
+"""The provider `nspawn`: every node a system container that shares the host's kernel."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lab import ssh
+from lab.errors import ExitCode, LabError, die
+from lab.providers.base import NodeState, Provider
+from lab.providers.nspawn import identity, mounts
+from lab.providers.nspawn.cgroups import Cgroups, hierarchies
+from lab.providers.nspawn.disks import ROOTFS, Disks, Made
+from lab.providers.nspawn.machine import Machine
+from lab.providers.nspawn.network import Network
+from lab.providers.nspawn.snapshots import Snapshots
+from lab.render import Rendered, RenderedNode
+from lab.run import run
+from lab.steps import current_step, side_by_side
+
+BOOT_SECONDS = 60.0
+ANSWER_SECONDS = 15.0  # of a node that runs already
+STOP_SECONDS = 60.0
+
+
+class Nspawn(Provider):
+    """The nodes of one lab as systemd-nspawn containers."""
+
+    name = "nspawn"
+
+    def __init__(self, lab: Rendered) -> None:
+        super().__init__(lab)
+        self._disks = Disks(lab)
+        self._network = Network(lab)
+        self._snapshots = Snapshots(self._disks)
+        self._hierarchies = hierarchies()
+
+    def create(self, image: Path, store: Path) -> int:
+        before = self._disks.made()
+        old = before.nodes if before else {}
+        self._refuse_moves(old)
+        changed = self._remove_dropped(old)
+        changed += self._disks.remember(Made({node.name: node for node in self.lab.nodes}, store))
+        changed += self._network.ensure_switch()
+        for node in self.lab.nodes:
+            pid = self._machine(node).init_pid()
+            if pid is None:
+                changed += self._disks.make(node.name, image)
+                continue
+            changed += self._network.ensure_node(node, pid)
+            changed += self._cgroups(node).limit(node.cpus, node.memory)
+            if self._disks.image(node.name) != image:
+                _say(
+                    f"{node.name} runs on an older image; `lab stop` and `lab start` put it onto the new one"
+                )
+        return changed
+
+    def start(self, node: RenderedNode) -> int:
+        machine = self._machine(node)
+        if not self._disks.there(node.name) or (made := self._disks.made()) is None:
+            die(f"{node.name} was never made", hint="`lab up` makes it", code=ExitCode.NOT_THERE)
+        if machine.pid() is not None:
+            if machine.wait(ANSWER_SECONDS):
+                return 0
+            _say(f"{node.name} runs but does not answer on ssh; restarting it")
+            self.stop(node)
+        self._clear(node)
+        image = self._disks.image(node.name)
+        identity.write(self.lab, node, image / ROOTFS, self._disks.upper(node.name))
+        self._network.ensure_switch()
+        self._network.ensure_node(node)
+        cgroups = self._cgroups(node)
+        cgroups.make()
+        cgroups.limit(node.cpus, node.memory)
+        machine.launch(image, made.store)
+        if not machine.wait(BOOT_SECONDS):
+            ended = machine.pid() is None
+            raise LabError(
+                f"{node.name} ended while it booted"
+                if ended
+                else f"{node.name} does not answer on ssh {BOOT_SECONDS:g} s after its start",
+                details=["the end of its console:", *machine.console(30, this_boot=True).splitlines()],
+                hint=f"`lab logs --console {node.name}` shows all of its console",
+                code=ExitCode.NODE,
+            )
+        return 1
+
+    def stop(self, node: RenderedNode, *, force: bool = False) -> int:
+        machine = self._machine(node)
+        running = machine.pid() is not None
+        if running:
+            self._hang_up(node)
+        if running and not force and not machine.power_off(STOP_SECONDS):
+            _say(f"{node.name} did not shut down within {STOP_SECONDS:g} s; its power is cut")
+        self._clear(node)
+        return int(running)
+
+    def reboot(self, node: RenderedNode) -> int:
+        return self.stop(node) + self.start(node)
+
+    def destroy(self) -> int:
+        nodes = self._known()
+        changed = side_by_side(self._destroy_node, nodes)
+        changed += Cgroups(self.lab.cgroup, self._hierarchies).remove()
+        changed += self._network.remove_switch()
+        for point in mounts.below(self._disks.top):
+            mounts.detach(point)
+            changed += 1
+        changed += self._disks.remove_all()
+        ssh.forget(self.lab)
+        return changed
+
+    def status(self, node: RenderedNode) -> NodeState:
+        if self._machine(node).pid() is not None:
+            return NodeState.RUNNING
+        return NodeState.STOPPED if self._disks.there(node.name) else NodeState.ABSENT
+
+    def console(self, node: RenderedNode, lines: int = 50) -> str:
+        return self._machine(node).console(lines)
+
+    def leftovers(self) -> list[str]:
+        lab = Cgroups(self.lab.cgroup, self._hierarchies)
+        lines = [f"process {pid}" for pid in sorted(lab.processes())]
+        lines += [f"cgroup {folder}" for folder in lab.existing()]
+        lines += self._network.found()
+        lines += [f"mount {point}" for point in mounts.below(self._disks.top)]
+        lines += [f"folder {path}" for path in (self._disks.top,) if path.exists()]
+        lines += [f"socket {path}" for path in sorted(ssh.SOCKETS.glob(f"{self.lab.tag}-*"))]
+        return lines
+
+    def snapshot_save(self, name: str) -> int:
+        self._require_off("saved")
+        return self._snapshots.save(name)
+
+    def snapshot_restore(self, name: str) -> int:
+        self._require_off("restored")
+        return self._snapshots.restore(name)
+
+    def snapshot_delete(self, name: str) -> int:
+        return self._snapshots.delete(name)
+
+    def snapshots(self) -> list[str]:
+        return self._snapshots.names()
+
+    def _machine(self, node: RenderedNode) -> Machine:
+        return Machine(self.lab, node, self._disks, self._cgroups(node))
+
+    def _cgroups(self, node: RenderedNode) -> Cgroups:
+        return Cgroups(node.cgroup, self._hierarchies)
+
+    def _known(self) -> list[RenderedNode]:
+        """The lab's nodes, and those of an earlier lab file that are still made."""
+        made = self._disks.made()
+        now = {node.name: node for node in self.lab.nodes}
+        return list(({**made.nodes, **now} if made else now).values())
+
+    def _refuse_moves(self, old: dict[str, RenderedNode]) -> None:
+        """A running node cannot change its address or cable under its cluster's feet."""
+        for node in self.lab.nodes:
+            was = old.get(node.name, node)
+            if (was.address, was.host_link) == (node.address, node.host_link):
+                continue
+            if self._machine(was).pid() is not None:
+                die(
+                    f"{node.name} runs as {was.address}, and the lab file now makes it {node.address}",
+                    hint="`lab stop` it first, or keep the order of the nodes: new ones go to the end",
+                    code=ExitCode.NODE,
+                )
+
+    def _remove_dropped(self, old: dict[str, RenderedNode]) -> int:
+        """Remove the nodes that the lab file no longer has."""
+        now = {node.name for node in self.lab.nodes}
+        changed = 0
+        for name, node in old.items():
+            if name not in now:
+                _say(f"{name} is no longer in the lab file; removing it")
+                self.stop(node)
+                changed += self._destroy_node(node)
+        return changed
+
+    def _destroy_node(self, node: RenderedNode) -> int:
+        self._hang_up(node)
+        changed = self._clear(node)
+        return changed + self._disks.remove(node.name)
+
+    def _clear(self, node: RenderedNode) -> int:
+        """End whatever still runs of a node and remove all of it but its disk."""
+        return self._cgroups(node).remove() + self._network.remove_node(node)
+
+    def _hang_up(self, node: RenderedNode) -> None:
+        """Close the shared ssh connection to a node that goes away; its users would wait for it."""
+        config = self.lab.folder / "ssh_config"
+        if config.exists() and ssh.SOCKETS.is_dir():
+            run(["ssh", "-F", config, "-O", "exit", node.address], ok=range(256), timeout=10)
+
+    def _require_off(self, what: str) -> None:
+        running = [node.name for node in self._known() if self._machine(node).pid() is not None]
+        if running:
+            die(
+                f"disks are {what} while the nodes are off, and {', '.join(running)} runs",
+                hint="`lab stop` powers them off",
+                code=ExitCode.NODE,
+            )
+
+
+def _say(note: str) -> None:
+    step = current_step()
+    if step:
+        step.say(note)

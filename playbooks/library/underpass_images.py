@@ -1,0 +1,83 @@
+#!/usr/bin/python
+# SPDX-License-Identifier: Apache-2.0
+"""Makes containerd have the container images of an artifact."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: underpass_images
+short_description: Imports the image archives of an artifact into containerd
+description:
+  - An image that was imported is labelled with the artifact that it came from. So another build of an
+    image under the same name is noticed, and so is an image that was removed by hand.
+options:
+  folder:
+    description: The artifact's folder, with C(index.json), which maps archives to names of images.
+    type: path
+    required: true
+  namespace:
+    description: containerd's namespace.
+    type: str
+    default: k8s.io
+author:
+  - Underpass
+"""
+
+EXAMPLES = r"""
+- name: Import the lab's images
+  underpass_images:
+    folder: /opt/underpass/current/images
+"""
+
+RETURN = r"""
+imported:
+  description: Names of the images that were imported, or would be.
+  type: list
+  elements: str
+  returned: success
+"""
+
+import json  # noqa: E402
+import os  # noqa: E402
+
+from ansible.module_utils.basic import AnsibleModule  # noqa: E402
+
+LABEL = "underpass.dev/artifact"
+
+
+def main():
+    module = AnsibleModule(
+        argument_spec={
+            "folder": {"type": "path", "required": True},
+            "namespace": {"type": "str", "default": "k8s.io"},
+        },
+        supports_check_mode=True,
+    )
+    folder = os.path.realpath(module.params["folder"])
+    ctr = ["ctr", "--namespace", module.params["namespace"], "images"]
+    try:
+        with open(os.path.join(folder, "index.json"), encoding="utf-8") as file:
+            index = json.load(file)
+    except (OSError, ValueError) as fault:
+        if module.check_mode:  # before the first run there is no link to the artifact
+            module.exit_json(changed=True, imported=[])
+        module.fail_json(msg=f"{folder} is no artifact of images: {fault}")
+    label = f"{LABEL}={os.path.basename(folder)}"
+    status, out, err = module.run_command([*ctr, "list", "--quiet", f'labels."{LABEL}"=={label.split("=")[1]}'])
+    if status and not module.check_mode:
+        module.fail_json(msg=f"containerd does not list its images: {err.strip()}")
+    there = set(out.split())
+    missing = {archive: name for archive, name in index.items() if name not in there}
+    for archive, name in {} if module.check_mode else missing.items():
+        for command in (
+            [*ctr, "import", "--local", os.path.join(folder, archive)],
+            [*ctr, "label", name, label],
+        ):
+            status, out, err = module.run_command(command)
+            if status:
+                module.fail_json(msg=f"{' '.join(command)}: {(err or out).strip()[-500:]}")
+    module.exit_json(changed=bool(missing), imported=sorted(missing.values()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,71 @@
+"""What a machine carries that a lab could leave behind: mounts, links, namespaces, cgroups, processes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+
+def seen() -> dict[str, set[str]]:
+    """Everything of the host that a lab touches, by kind."""
+    return {
+        "mounts": _mounts(),
+        "links": _links(),
+        "namespaces": {path.name for path in Path("/run/netns").glob("*")},
+        "cgroups": _cgroups(),
+        "processes": _processes(),
+        "run": _tree(Path("/run/underpass")),
+        "forwarding": {Path("/proc/sys/net/ipv4/ip_forward").read_text().strip()},
+        "routes": set(
+            subprocess.run(["ip", "-4", "route"], capture_output=True, text=True).stdout.splitlines()
+        ),
+        "rules": set(_firewall().splitlines()),
+    }
+
+
+def difference(before: dict[str, set[str]], after: dict[str, set[str]]) -> dict[str, list[str]]:
+    """What is there after that was not there before, or the other way round."""
+    found = {kind: sorted(before[kind] ^ after[kind]) for kind in before}
+    return {kind: lines for kind, lines in found.items() if lines}
+
+
+def _mounts() -> set[str]:
+    return {line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()}
+
+
+def _links() -> set[str]:
+    done = subprocess.run(["ip", "-j", "link"], capture_output=True, text=True, check=True)
+    return {link["ifname"] for link in json.loads(done.stdout)}
+
+
+def _cgroups() -> set[str]:
+    return {str(path) for path in Path("/sys/fs/cgroup").rglob("*underpass*") if path.is_dir()}
+
+
+def _processes() -> set[str]:
+    """Processes that a lab could have started: by what they are called, with their arguments."""
+    found = set()
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            line = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:
+            continue  # it ended while we looked
+        if "systemd-nspawn" in line or "underpass-" in line:
+            found.add(line.strip()[:200])
+    return found
+
+
+def _tree(folder: Path) -> set[str]:
+    return {str(path) for path in folder.rglob("*")} if folder.exists() else set()
+
+
+def _firewall() -> str:
+    for tool in (["nft", "list", "ruleset"], ["iptables-save"]):
+        try:
+            return subprocess.run(tool, capture_output=True, text=True).stdout
+        except FileNotFoundError:
+            continue
+    return ""

@@ -1,0 +1,111 @@
+"""`lab up` on a lab that is up: it asks the nodes, changes nothing, and mends what was broken by hand."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from lab.provision import provision
+
+from lab.cluster import Cluster
+from lab.render import Rendered, RenderedNode
+from lab.steps import Steps
+from tests.lab.command import LabCommand
+from tests.lab.conftest import connect
+
+
+def test_up_again_changes_nothing_and_says_so(lab: Rendered, command: LabCommand) -> None:
+    outcome = command.json("up")
+    assert outcome["id"] == lab.id
+    assert outcome["provider"] == lab.provider
+    assert [node["name"] for node in outcome["nodes"]] == [node.name for node in lab.nodes]
+    assert outcome["changed"] == 0, [step for step in outcome["steps"] if step["changed"]]
+    assert all(step["seconds"] >= 0 and step["status"] == "done" for step in outcome["steps"])
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/etc/kubernetes/kubelet.yaml",
+        "/etc/containerd/config.toml",
+        "/etc/systemd/system/kubelet.service",
+    ],
+)
+def test_a_file_changed_by_hand_is_found_and_mended(
+    lab: Rendered, command: LabCommand, path: str, node: RenderedNode
+) -> None:
+    host = connect(lab, node)
+    before = host.file(path).content
+    host.check_output("sh -c 'echo \"# a hand was here\" >> %s'" % path)
+    outcome = command.json("up")
+    assert outcome["changed"] >= 1
+    assert host.file(path).content == before
+    assert command.json("up")["changed"] == 0
+
+
+@pytest.mark.parametrize("unit", ["kubelet", "containerd"])
+def test_a_unit_stopped_by_hand_is_found_and_started(
+    lab: Rendered, command: LabCommand, unit: str, node: RenderedNode
+) -> None:
+    host = connect(lab, node)
+    host.check_output("systemctl stop %s", unit)
+    assert not host.service(unit).is_running
+    assert command.json("up")["changed"] >= 1
+    assert host.service(unit).is_running
+
+
+def test_a_certificate_removed_by_hand_is_found_and_put_back(
+    lab: Rendered, command: LabCommand, cluster: Cluster
+) -> None:
+    host = connect(lab, lab.control_plane)
+    pki = "/etc/kubernetes/pki"
+    names = host.check_output("find %s -name 'apiserver*.crt'", pki).split()
+    assert names
+    before = {name: host.file(name).content for name in names}
+    host.check_output("rm " + " ".join(names))
+    assert command.json("up")["changed"] >= 1
+    assert {name: host.file(name).content for name in names} == before
+    assert cluster.health() == "ok"
+
+
+def test_a_plane_that_was_stopped_comes_back(lab: Rendered, command: LabCommand, cluster: Cluster) -> None:
+    host = connect(lab, lab.control_plane)
+    host.check_output("systemctl stop kube-apiserver kube-scheduler")
+    assert cluster.health() != "ok"
+    assert command.json("up")["changed"] >= 2
+    assert cluster.health() == "ok"
+
+
+def test_check_mode_changes_nothing(lab: Rendered, command: LabCommand, node: RenderedNode) -> None:
+    host = connect(lab, node)
+    path = "/etc/kubernetes/kubelet.yaml"
+    host.check_output("sh -c 'echo \"# a hand was here\" >> %s'" % path)
+    spoiled = host.file(path).content
+    with (steps := Steps()).step("check", "Check"):
+        result = provision(lab, "up.yaml", steps, check=True)
+    assert result.changed >= 1
+    assert host.file(path).content == spoiled
+    command.check("up")
+
+
+def test_kubectl_passes_arguments_and_status_through(command: LabCommand) -> None:
+    done = command.check("kubectl", "get", "nodes", "-o", "json")
+    assert json.loads(done.stdout)["kind"] == "List"
+    assert command("kubectl", "get", "nosuchthing").returncode == 1
+    piped = command.check("kubectl", "apply", "--dry-run=server", "-f", "-", stdin=NAMESPACE)
+    assert "namespace/through" in piped.stdout
+
+
+def test_exec_passes_arguments_and_status_through(lab: Rendered, command: LabCommand) -> None:
+    node = lab.nodes[-1].name
+    assert command.check("exec", node, "--", "echo", "a  b", "$HOME").stdout == "a  b $HOME\n"
+    assert command("exec", node, "--", "sh", "-c", "exit 7").returncode == 7
+    assert "no node" in command("exec", "nowhere", "--", "true").stderr
+
+
+NAMESPACE = """\
+apiVersion: v1
+kind: Namespace
+metadata:
+  name: through
+"""

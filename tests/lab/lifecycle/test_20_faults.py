@@ -1,0 +1,109 @@
+"""Kills, a second command at once, a missing lab: clear words, and the next `lab up` converges."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from lab.render import Rendered
+from tests.lab.command import LabCommand
+from tests.lab.waiting import until
+from tests.sizes import SIZES
+
+
+def test_a_second_command_on_the_same_lab_is_told_who_is_at_work(lab: Rendered, command: LabCommand) -> None:
+    first = command.start("up", "--progress=json")
+    try:
+        assert first.stderr is not None
+        first.stderr.readline()  # the first step has begun: the lock is held
+        second = command("up", "--progress=none")
+        assert second.returncode == 8, second.stderr
+        assert str(first.pid) in second.stderr
+        assert "what to do" in second.stderr
+    finally:
+        first.communicate(timeout=600)
+    assert first.returncode == 0
+
+
+STEPS = ["doctor", "keys", "nodes", "provision", "cluster"]
+
+
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT], ids=["SIGKILL", "ctrl-C"])
+@pytest.mark.parametrize("moment", range(SIZES.kills_during_up))
+def test_an_up_that_is_cut_off_leaves_nothing_in_the_way(
+    lab: Rendered, command: LabCommand, end: signal.Signals, moment: int
+) -> None:
+    step = STEPS[(moment * 3 + 3) % len(STEPS)]
+    first = command.start("up", "--progress=json")
+    assert first.stderr is not None
+    for line in first.stderr:
+        if f'"step": "{step}"' in line:
+            break
+    os.killpg(first.pid, end)
+    first.communicate(timeout=120)
+    assert first.returncode in (-end, 130, 0)
+    command.check("up")
+    assert command.json("up")["changed"] == 0
+
+
+def test_commands_on_a_lab_that_is_not_there_say_so(tmp_path: Path) -> None:
+    file = tmp_path / "lab.yaml"
+    file.write_text("apiVersion: underpass.dev/v1\nkind: Lab\nid: nowhere\n")
+    nowhere = LabCommand(file)
+    for verb in (["status"], ["stop"], ["start"], ["kubectl", "get", "nodes"], ["report"], ["verify"]):
+        done = nowhere(*verb)
+        assert done.returncode == 9, (verb, done.stderr)
+        assert "there is no lab nowhere" in done.stderr
+        assert "Traceback" not in done.stderr
+    done = nowhere("down")
+    assert done.returncode == 0
+    assert "nothing of lab nowhere" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status"),
+    [
+        (["nosuchcommand"], 2),
+        (["up", "--nosuchoption"], 2),
+        (["-o", "xml", "status"], 2),
+        (["build", "nosuchartifact"], 2),
+        (["verify", "nosucharea"], 2),
+        (["image", "load", "/nonexistent"], 2),
+        (["image", "load", "/etc/hostname"], 2),
+        (["bundle", "load", "/etc/hostname"], 5),
+        (["bundle", "load", "/nonexistent"], 5),
+    ],
+    ids=" ".join,
+)
+def test_wrong_words_have_their_exit_status_and_no_trace(
+    lab: Rendered, command: LabCommand, arguments: list[str], status: int
+) -> None:
+    done = command(*arguments)
+    assert done.returncode == status, done.stderr
+    assert done.stderr.strip()
+    assert "Traceback" not in done.stderr
+
+
+def test_a_lab_file_with_faults_lists_them_all(tmp_path: Path) -> None:
+    file = tmp_path / "lab.yaml"
+    file.write_text("apiVersion: underpass.dev/v0\nkind: Lab\nid: NO\nnodez: []\n")
+    done = LabCommand(file)("up")
+    assert done.returncode == 3
+    for word in ("lab.yaml:1", "lab.yaml:3", "lab.yaml:4", "did you mean nodes?"):
+        assert word in done.stderr
+
+
+def test_a_stopped_control_plane_is_reported_and_not_a_trace(lab: Rendered, command: LabCommand) -> None:
+    command.check("exec", lab.control_plane.name, "--", "systemctl", "stop", "kube-apiserver")
+    try:
+        status = until(
+            lambda: (seen := command.json("status"))["api"] != "ok" and seen, "the API server is seen as down"
+        )
+        assert all(node["ssh"] for node in status["nodes"])
+        assert command("kubectl", "get", "nodes").returncode == 1
+    finally:
+        command.check("up")
+    assert command.json("status")["api"] == "ok"

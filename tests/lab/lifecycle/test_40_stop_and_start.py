@@ -1,0 +1,127 @@
+"""Stop and start, in order and by a power cut: the same cluster comes back, data and pods intact."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+
+import pytest
+
+from lab.cluster import Cluster
+from lab.providers import provider
+from lab.providers.base import NodeState
+from lab.render import Rendered
+from tests.lab.command import LabCommand
+from tests.lab.waiting import until
+from tests.sizes import SIZES
+
+POD = """\
+apiVersion: apps/v1
+kind: DaemonSet
+metadata:
+  name: stays
+spec:
+  selector: {matchLabels: {app: stays}}
+  template:
+    metadata: {labels: {app: stays}}
+    spec:
+      hostNetwork: true
+      terminationGracePeriodSeconds: 1
+      tolerations: [{operator: Exists}]
+      containers:
+        - name: stays
+          image: IMAGE
+          imagePullPolicy: Never
+"""
+
+
+@pytest.fixture
+def something_to_keep(lab: Rendered, cluster: Cluster) -> str:
+    """A ConfigMap and a pod on each node; returns the mark that the ConfigMap holds."""
+    image = next(
+        name
+        for name in cluster.kubectl(
+            "get", "nodes", "-o", "jsonpath={.items[0].status.images[*].names[*]}"
+        ).stdout.split()
+        if "pause" in name
+    )
+    cluster.kubectl("apply", "-f", "-", stdin=POD.replace("IMAGE", image))
+    mark = os.urandom(8).hex()
+    cluster.kubectl("delete", "configmap", "kept", "--ignore-not-found")
+    cluster.kubectl("create", "configmap", "kept", f"--from-literal=mark={mark}")
+    until(lambda: _running(cluster) == len(lab.nodes), "a pod runs on each node", 90)
+    return mark
+
+
+def _running(cluster: Cluster) -> int:
+    pods = json.loads(cluster.kubectl("get", "pods", "-l", "app=stays", "-o", "json").stdout)["items"]
+    return sum(
+        all(status["ready"] for status in pod["status"].get("containerStatuses", [{"ready": False}]))
+        for pod in pods
+    )
+
+
+def _restarts(cluster: Cluster) -> dict[str, int]:
+    pods = json.loads(cluster.kubectl("get", "pods", "-l", "app=stays", "-o", "json").stdout)["items"]
+    return {pod["metadata"]["uid"]: pod["status"]["containerStatuses"][0]["restartCount"] for pod in pods}
+
+
+def _came_back(lab: Rendered, cluster: Cluster, mark: str, before: dict[str, int]) -> None:
+    kept = cluster.kubectl("get", "configmap", "kept", "-o", "jsonpath={.data.mark}").stdout
+    assert kept == mark
+
+    def same_pods_restarted() -> bool:
+        after = _restarts(cluster)
+        return set(after) == set(before) and all(after[uid] > before[uid] for uid in before)
+
+    until(same_pods_restarted, "the same pods run again on each node", 120)
+    until(lambda: _running(cluster) == len(lab.nodes), "all of them ready", 60)
+
+
+@pytest.mark.parametrize("round_", range(SIZES.stop_starts))
+def test_a_stopped_lab_comes_back_as_it_was(
+    lab: Rendered, command: LabCommand, cluster: Cluster, something_to_keep: str, round_: int
+) -> None:
+    before = _restarts(cluster)
+    command.check("stop")
+    assert {provider(lab).status(node) for node in lab.nodes} == {NodeState.STOPPED}
+    assert [node["state"] for node in command.json("status")["nodes"]] == ["stopped"] * len(lab.nodes)
+    assert command.json("stop")["changed"] == 0
+    command.check("start")
+    _came_back(lab, cluster, something_to_keep, before)
+    assert command.json("up")["changed"] == 0
+
+
+@pytest.mark.parametrize("round_", range(SIZES.power_losses))
+def test_a_lab_comes_back_from_a_power_cut(
+    lab: Rendered, command: LabCommand, cluster: Cluster, something_to_keep: str, round_: int
+) -> None:
+    before = _restarts(cluster)
+    for pid in _processes_of(lab):
+        os.kill(pid, signal.SIGKILL)
+    until(
+        lambda: all(provider(lab).status(node) is NodeState.STOPPED for node in lab.nodes),
+        "the nodes are seen as stopped",
+    )
+    command.check("start")
+    _came_back(lab, cluster, something_to_keep, before)
+    assert command.json("up")["changed"] == 0
+
+
+def _processes_of(lab: Rendered) -> list[int]:
+    """Every process in the cgroups of the lab's nodes, and the ones that hold the nodes."""
+    from pathlib import Path
+
+    found: set[int] = set()
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                groups = (entry / "cgroup").read_text()
+            except OSError:
+                continue
+            if f"/{lab.cgroup}/" in groups:
+                found.add(int(entry.name))
+    assert found, "the lab has no process to kill"
+    assert os.getpid() not in found
+    return sorted(found)

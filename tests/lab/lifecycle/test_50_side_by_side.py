@@ -1,0 +1,51 @@
+"""Labs side by side, and nothing left behind: what a lab makes carries its id and goes with it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from lab import paths
+from lab.cluster import Cluster
+from lab.render import Rendered
+from tests.lab.command import LabCommand
+from tests.lab.hoststate import difference, seen
+from tests.sizes import SIZES
+
+OTHER = """\
+apiVersion: underpass.dev/v1
+kind: Lab
+id: {id}
+nodes:
+  - name: node-1
+    roles: [control-plane, worker]
+"""
+
+
+@pytest.mark.parametrize("number", range(SIZES.labs_side_by_side))
+def test_a_lab_beside_another_disturbs_nothing_and_leaves_nothing(
+    lab: Rendered, cluster: Cluster, tmp_path: Path, number: int
+) -> None:
+    name = f"{lab.id}-side-{number}"
+    file = tmp_path / "lab.yaml"
+    file.write_text(OTHER.format(id=name))
+    other = LabCommand(file)
+    other("down")
+    before = seen()
+    beside = cluster.kubectl("get", "nodes", "-o", "name").stdout
+    try:
+        outcome = other.json("up")
+        assert outcome["id"] == name
+        assert other.check("kubectl", "get", "nodes", "-o", "name").stdout == "node/node-1\n"
+        assert cluster.kubectl("get", "nodes", "-o", "name").stdout == beside
+        made = difference(before, seen())
+        assert {"mounts", "links", "namespaces", "cgroups", "processes"} <= set(made)
+        assert "forwarding" not in made
+        assert "rules" not in made
+    finally:
+        other.check("down")
+    assert difference(before, seen()) == {}
+    assert not paths.lab_home(name).exists()
+    assert other.json("down")["changed"] == 0
+    assert cluster.health() == "ok"
