@@ -20,7 +20,7 @@ def write_durable(path: Path, data: object) -> None:
             json.dump(data, file, separators=(",", ":"))
             file.flush()
             os.fsync(file.fileno())
-        os.replace(name, path)  # noqa: PTH105
+        os.replace(name, path)
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise

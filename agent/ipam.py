@@ -20,6 +20,7 @@ from pathlib import Path
 from agent.files import write_durable
 
 LAYOUT = 1
+LAST_ENDPOINT = 65535
 
 
 class RangeFullError(Exception):
@@ -34,8 +35,8 @@ class StateError(Exception):
 class Attachment:
     """One interface of one sandbox, and what it was given.
 
+    `endpoint` is its number on this node (1 to 65535), `since` the wall-clock time of the ADD in seconds.
     `ready` is set when ADD has come to its end; one that is not ready has no promise to anybody.
-    `since` is the wall-clock time of the ADD in seconds.
     """
 
     container: str
@@ -48,6 +49,7 @@ class Attachment:
     host_interface: str
     mac: str
     since: float
+    endpoint: int = 0
     ready: bool = False
 
     @property
@@ -67,6 +69,7 @@ class Ipam:
         self._by_address: dict[str, tuple[str, str]] = {}
         self._ranges: tuple[ipaddress.IPv4Network, ...] = ()
         self._cursor = 0
+        self._last_endpoint = 0
         self._load()
 
     def _load(self) -> None:
@@ -81,6 +84,7 @@ class Ipam:
                 self._held[attachment.owner] = attachment
                 self._by_address[attachment.address] = attachment.owner
             self._cursor = int(data["cursor"])
+            self._last_endpoint = int(data["last_endpoint"])
             self._ranges = tuple(ipaddress.IPv4Network(text) for text in data["ranges"])
         except FileNotFoundError:
             return
@@ -94,6 +98,7 @@ class Ipam:
                 "layout": LAYOUT,
                 "ranges": [str(network) for network in self._ranges],
                 "cursor": self._cursor,
+                "last_endpoint": self._last_endpoint,
                 "attachments": [dataclasses.asdict(a) for a in self._held.values()],
             },
         )
@@ -115,14 +120,21 @@ class Ipam:
         return self._ranges
 
     def allocate(self, template: Attachment) -> Attachment:
-        """Give the attachment an address (`template` holds all but that) and record it, not ready.
+        """Give the attachment an address and an endpoint number, and record it, not ready.
 
-        One that already holds an address keeps it. Raises RangeFullError.
+        `template` holds all else.
+        One that already holds an address keeps both. Raises RangeFullError.
         """
         with self._lock:
             held = self._held.get(template.owner)
             address = held.address if held else self._next_free()
-            attachment = dataclasses.replace(template, address=address, since=self._clock(), ready=False)
+            attachment = dataclasses.replace(
+                template,
+                address=address,
+                endpoint=held.endpoint if held else self._next_endpoint(),
+                since=self._clock(),
+                ready=False,
+            )
             self._put(attachment)
             return attachment
 
@@ -188,6 +200,15 @@ class Ipam:
         raise RangeFullError(
             f"all {capacity} addresses of {', '.join(map(str, self._ranges)) or 'no range'} are held"
         )
+
+    def _next_endpoint(self) -> int:
+        """The number that was given longest ago, or never: connection tracking still knows the others."""
+        taken = {attachment.endpoint for attachment in self._held.values()}
+        number = self._last_endpoint % LAST_ENDPOINT + 1
+        while number in taken:
+            number = number % LAST_ENDPOINT + 1
+        self._last_endpoint = number
+        return number
 
     def _at(self, position: int) -> str:
         for network in self._ranges:

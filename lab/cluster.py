@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -11,11 +12,19 @@ from pathlib import Path
 from typing import Any
 
 import stamina
+import stamina.instrumentation
 
 from lab.errors import ExitCode, LabError, die
 from lab.render import Rendered
 from lab.run import Completed, run
 from lab.steps import Step
+
+
+#: A line of the API server's own checks that does not hold: `[-]name failed: reason`.
+_UNREADY = re.compile(r"\[-\](\S+) failed")
+
+#: What is waited for is shown in the step; the library's own log lines would double it.
+stamina.instrumentation.set_on_retry_hooks([])
 
 
 class NotYet(Exception):
@@ -79,9 +88,10 @@ class Cluster:
         done = self.kubectl("get", "--raw=/readyz?verbose", "--request-timeout=5s", ok=range(256), timeout=20)
         if done.status == 0:
             return "ok"
-        bad = [line for line in done.stdout.splitlines() if line.startswith("[-]")]
-        lines = bad or done.stderr.strip().splitlines()[-1:] or ["no answer"]
-        return "; ".join(lines)
+        bad = _UNREADY.findall(done.stdout + done.stderr)  # kubectl puts the list into its error, escaped
+        if bad:
+            return f"not ready yet: {', '.join(bad)}"
+        return (done.stderr.strip().splitlines() or ["no answer"])[-1]
 
     def nodes(self) -> list[KubeNode]:
         """The registered nodes."""

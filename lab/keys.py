@@ -121,6 +121,7 @@ def node_certificates(node: RenderedNode) -> dict[str, Wanted]:
     user = f"system:node:{node.name}"
     return {
         "kubelet-client": Wanted(user, ("system:nodes",), client=True),
+        "agent": Wanted(user, ("system:nodes", "underpass:agents"), client=True),
         "kubelet-serving": Wanted(
             user, ("system:nodes",), names=(node.name,), addresses=(node.address, "127.0.0.1"), server=True
         ),

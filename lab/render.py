@@ -160,7 +160,7 @@ def inventory(lab: Rendered, artifacts: dict[str, str]) -> dict[str, Any]:
                     "api_port": API_PORT,
                     "api_url": lab.api_url,
                     "kubernetes_version": lab.kubernetes_version,
-                    "keys": str(folder / "keys"),
+                    "keys_folder": str(folder / "keys"),
                 },
                 "underpass_artifacts": dict(artifacts),
             },

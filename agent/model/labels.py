@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from agent.model.objects import Labels
 
@@ -55,12 +54,12 @@ class Selector:
 EVERYTHING = Selector()
 
 
-def parse_selector(document: object, rename: Mapping[str, str] | None = None, prefix: str = "") -> Selector:
+def parse_selector(document: object, name: Callable[[str], str]) -> Selector:
     """A LabelSelector document (matchLabels, matchExpressions) as a `Selector`.
 
-    `prefix` is put before each key, `rename` then maps whole keys. Raises BadSelectorError with the
-    path of what cannot be read; an unknown field is a fault, since leaving it out would select more
-    than was meant.
+    `name` turns a key of the document into the key of a label (ValueError if there is none such).
+    Raises BadSelectorError with the path of what cannot be read; an unknown field is a fault, since
+    leaving it out would select more than was meant.
     """
     if not isinstance(document, Mapping):
         raise BadSelectorError("", "a selector must be an object")
@@ -71,8 +70,10 @@ def parse_selector(document: object, rename: Mapping[str, str] | None = None, pr
     def key_of(raw: object, path: str) -> str:
         if not isinstance(raw, str) or not raw:
             raise BadSelectorError(path, "a key must be a non-empty string")
-        key = prefix + raw
-        return (rename or {}).get(key, key)
+        try:
+            return name(raw)
+        except ValueError as fault:
+            raise BadSelectorError(path, str(fault)) from fault
 
     found: list[Requirement] = []
     labels = document.get("matchLabels") or {}
@@ -91,7 +92,7 @@ def parse_selector(document: object, rename: Mapping[str, str] | None = None, pr
     return Selector(tuple(found))
 
 
-def _expression(expression: object, path: str, key_of: Any) -> Requirement:
+def _expression(expression: object, path: str, key_of: Callable[[object, str], str]) -> Requirement:
     if not isinstance(expression, Mapping):
         raise BadSelectorError(path, "must be an object")
     key = key_of(expression.get("key"), f"{path}.key")

@@ -145,10 +145,14 @@ class EndpointSlice:
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """A security identity: its number and the labels it stands for ("k8s:key" -> value)."""
+    """A security identity: its number and the labels it stands for ("k8s:key" -> value).
+
+    `marked` identities will be deleted unless somebody takes them into use.
+    """
 
     number: int
     labels: Labels
+    marked: bool = False
 
     def __hash__(self) -> int:
         return hash(self.number)

@@ -28,14 +28,18 @@ def recipes(store: Store | None = None) -> list[Recipe]:
     ]
 
 
-def build_all(steps: Steps, only: set[str] | None = None) -> dict[str, Artifact]:
+def build_all(steps: Steps, only: set[str] | None = None, *, for_bundle: bool = False) -> dict[str, Artifact]:
     """Build what is not in the store yet, or is found damaged; one step each.
 
-    `only` names the artifacts that are asked for; what they need is built too. Returns all that
-    were asked for or needed, by name. Raises `LabError`.
+    `only` names the artifacts that are asked for; what they need is built too. Without it: all that
+    a lab needs, and with `for_bundle` what setting up another machine needs as well. Returns all
+    that were asked for or needed, by name. Raises `LabError`.
     """
     store = Store()
-    chosen = _with_needs(recipes(store), only)
+    known = recipes(store)
+    if only is None and not for_bundle:
+        only = {recipe.name for recipe in known if not recipe.for_bundles}
+    chosen = _with_needs(known, only)
     store.sweep()
     built: dict[str, Artifact] = {}
     for recipe in chosen:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lab.builds.contained import enclosed
+from lab.builds.registry import asked
 from lab.errors import ExitCode
 from lab.lock import lock
 from lab.run import run
@@ -25,11 +26,6 @@ _WITHOUT = (
     "path-include=/usr/share/doc/*/copyright",
 )
 
-_HINT = (
-    "the lines above are apt's: see that the host's own `apt-get update` works and that its mirror "
-    "carries Debian {suite}; then run the same command again"
-)
-
 
 def bootstrap(root: Path, scratch: Path, packages: Sequence[str], hooks: Sequence[Path] = ()) -> None:
     """Make a Debian root file system of the locked suite in `root` (absent or empty).
@@ -42,28 +38,30 @@ def bootstrap(root: Path, scratch: Path, packages: Sequence[str], hooks: Sequenc
     settings.touch(mode=0o600)
     settings.write_text(host_settings(), encoding="utf-8")
     sources = source_list(suite)
-    run(
-        enclosed(
-            [
-                "mmdebstrap",
-                "--mode=root",
-                "--format=directory",
-                "--variant=minbase",
-                f"--include={','.join(packages)}",
-                f"--aptopt={settings}",
-                *(f"--dpkgopt={option}" for option in _WITHOUT),
-                *(f"--customize-hook={hook}" for hook in hooks),
-                suite,
-                str(root),
-                # Through stdin: an address may carry a password, and command lines are logged.
-                *(["-"] if sources else []),
-            ]
-        ),
-        stdin=sources or None,
-        env={"TMPDIR": str(scratch)},
-        hint=_HINT.format(suite=suite),
-        code=ExitCode.ARTIFACT,
-    )
+    hint = f"see that the host's own `apt-get update` works and that its mirror carries Debian {suite}"
+    with asked("the Debian mirror", hint):
+        run(
+            enclosed(
+                [
+                    "mmdebstrap",
+                    "--mode=root",
+                    "--format=directory",
+                    "--variant=minbase",
+                    f"--include={','.join(packages)}",
+                    f"--aptopt={settings}",
+                    *(f"--dpkgopt={option}" for option in _WITHOUT),
+                    *(f"--customize-hook={hook}" for hook in hooks),
+                    suite,
+                    str(root),
+                    # Through stdin: an address may carry a password, and command lines are logged.
+                    *(["-"] if sources else []),
+                ]
+            ),
+            stdin=sources or None,
+            env={"TMPDIR": str(scratch)},
+            hint="the lines above are mmdebstrap's; `make setup` installs it",
+            code=ExitCode.ARTIFACT,
+        )
     _forget_host(root)
 
 

@@ -35,6 +35,7 @@ def recipe() -> Recipe:
         },
         build=_build,
         space=1 << 29,
+        for_bundles=True,
     )
 
 

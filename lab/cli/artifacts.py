@@ -71,7 +71,7 @@ def bundle_create(
     options: Context = context.obj
     steps = options.steps(options.logs_of("store", "bundle"))
     with steps.step("artifacts", "Build or reuse the artifacts"):
-        artifacts = builds.build_all(steps)
+        artifacts = builds.build_all(steps, for_bundle=True)
     with steps.step("bundle", f"Write {file}"):
         bundle.create(file, list(artifacts.values()))
     _show(options, list(artifacts), file, "wrote")

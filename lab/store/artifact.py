@@ -99,6 +99,7 @@ class Recipe:
     `inputs` is JSON data that fixes the outcome and knows nothing of the machine: the same release
     has the same keys everywhere, so that bundles fit. `needs` names artifacts that `build` reads;
     their keys belong in `inputs`. `space` is what the build takes on disk, in bytes.
+    `for_bundles`: no lab needs it where there are registries, but a bundle does.
     """
 
     name: str
@@ -107,6 +108,7 @@ class Recipe:
     build: Callable[[Building], None]
     needs: tuple[str, ...] = ()
     space: int = 0
+    for_bundles: bool = False
 
     @property
     def key(self) -> str:

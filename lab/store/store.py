@@ -13,10 +13,11 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
+import stamina
 from filelock import FileLock, Timeout
 
 from lab import paths
@@ -57,21 +58,34 @@ class Store:
         """
         artifact = self.entry(recipe.name, recipe.key)
         with steps.step(f"build-{recipe.name}", recipe.title) as step:
-            if self._sound(artifact):
+            if self.sound(artifact):
                 step.say("there already")
                 return artifact
             self._make_folders()
             with self.locked(artifact), self._work(artifact) as work:
-                if self._sound(artifact, step):
+                if self.sound(artifact, step):
                     step.say("another command has just built it")
                     return artifact
                 if artifact.path.exists():
-                    self._put_aside(artifact, step)
+                    self.put_aside(artifact)
                 space.require(self.tmp, recipe.space, f"building {recipe.name}")
-                with space.explained(self.tmp, f"building {recipe.name}"):
+                with space.explained(self.tmp, f"building {recipe.name}"), _usual_modes():
                     self._build(recipe, artifact, work, step, needs or {})
             step.change()
         return artifact
+
+    def sound(self, artifact: Artifact, step: Step | None = None) -> bool:
+        """Whether the entry is there and, by a look at each file's stat, as its manifest says."""
+        if not self.there(artifact):
+            return False
+        try:
+            faults = _first(self.check(artifact))
+        except (LabError, OSError) as fault:
+            faults = [str(fault)]
+        if step:
+            for line in faults:
+                step.say(f"{artifact.path.name} is damaged: {line}")
+        return not faults
 
     def check(self, artifact: Artifact, *, thorough: bool = False) -> list[tree.Difference]:
         """What in the entry is not as its manifest says; by stat, or all by hash if `thorough`."""
@@ -86,6 +100,10 @@ class Store:
                 code=ExitCode.ARTIFACT,
             )
         differences = self.check(artifact, thorough=True)
+        for difference in differences:
+            # So that the next look by stat alone, which trusts the time, finds it too.
+            with suppress(OSError):
+                os.utime(artifact.path / difference.path, follow_symlinks=False)
         if differences:
             raise LabError(
                 f"artifact {artifact.name} is damaged: {artifact.path}",
@@ -103,10 +121,8 @@ class Store:
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            step = current_step()
-            if step:
-                pid = holder.read_text().strip() if holder.exists() else "unknown"
-                step.say(f"another build of {artifact.name} is running (process {pid}), waiting")
+            if step := current_step():
+                step.say(f"another build of {artifact.name} is running{_pid(holder)}, waiting")
             lock.acquire(timeout=-1, poll_interval=0.2)
         try:
             write_atomic(holder, f"{os.getpid()}\n")
@@ -129,6 +145,15 @@ class Store:
         run(["sync", "--file-system", folder], code=ExitCode.HOST)
         folder.rename(artifact.path)
 
+    def put_aside(self, artifact: Artifact) -> None:
+        """Move a damaged entry away; its lock must be held. A lab that runs on it keeps its files."""
+        stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%f")
+        aside = self.quarantine / f"{artifact.path.name}.{stamp}"
+        artifact.path.rename(aside)
+        artifact.manifest_file.unlink(missing_ok=True)
+        if step := current_step():
+            step.say(f"the damaged {artifact.name} was moved to {aside}")
+
     def sweep(self) -> int:
         """Remove what killed builds left in `tmp/`, except where a build is running; how many."""
         removed = 0
@@ -145,14 +170,12 @@ class Store:
     def clean(self, keep: set[str]) -> int:
         """Remove the entries (folder names) that are not in `keep`, and all that was put aside."""
         removed = self.sweep()
-        for folder in sorted(self.entries.iterdir()) if self.entries.is_dir() else []:
-            name = folder.name.removesuffix(".json")
-            if name in keep or (folder.suffix == ".json" and folder.with_name(name).exists()):
-                continue
-            base, _, key = name.rpartition("-")
-            with self.locked(self.entry(base, key)):
-                remove(folder)
-                folder.with_name(f"{name}.json").unlink(missing_ok=True)
+        listed = self.entries.iterdir() if self.entries.is_dir() else ()
+        for entry in sorted({path.name.removesuffix(".json") for path in listed} - keep):
+            name, _, key = entry.rpartition("-")
+            with self.locked(self.entry(name, key)):
+                remove(self.entries / entry)
+                remove(self.entries / f"{entry}.json")
             removed += 1
         for folder in self.quarantine.iterdir() if self.quarantine.is_dir() else ():
             remove(folder)
@@ -169,35 +192,17 @@ class Store:
             (self.quarantine, 0o700),
             (self.tools, 0o755),
         ):
+            if folder.is_dir():
+                continue
             try:
-                folder.mkdir(parents=True, exist_ok=True, mode=mode)
+                folder.mkdir(parents=True, exist_ok=True)
+                folder.chmod(mode)
             except OSError as fault:
                 die(
                     f"cannot make {folder}: {fault.strerror}",
                     hint="set UNDERPASS_CACHE to a folder that you may write to",
                     code=ExitCode.HOST,
                 )
-
-    def _sound(self, artifact: Artifact, step: Step | None = None) -> bool:
-        """Whether the entry is there and, by a look at each file's stat, as its manifest says."""
-        if not self.there(artifact):
-            return False
-        try:
-            faults = _first(self.check(artifact))
-        except (LabError, OSError) as fault:
-            faults = [str(fault)]
-        if step:
-            for line in faults:
-                step.say(f"{artifact.path.name} is damaged: {line}")
-        return not faults
-
-    def _put_aside(self, artifact: Artifact, step: Step) -> None:
-        """Move a damaged entry away: a lab that runs on it keeps its open files."""
-        stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%f")
-        aside = self.quarantine / f"{artifact.path.name}.{stamp}"
-        artifact.path.rename(aside)
-        artifact.manifest_file.unlink(missing_ok=True)
-        step.say(f"the damaged {artifact.name} was moved to {aside}; building it again")
 
     @contextmanager
     def _work(self, artifact: Artifact) -> Iterator[Path]:
@@ -236,6 +241,23 @@ class Store:
         self.publish(artifact, folder, manifest)
 
 
+def _pid(holder: Path) -> str:
+    try:
+        return f" (process {holder.read_text(encoding='ascii').strip()})"
+    except FileNotFoundError:
+        return ""
+
+
+@contextmanager
+def _usual_modes() -> Iterator[None]:
+    """New files readable for all, whatever the user's umask: nodes read them as many users."""
+    before = os.umask(0o022)
+    try:
+        yield
+    finally:
+        os.umask(before)
+
+
 def remove(folder: Path) -> None:
     """Remove a folder or file, but never reach through a mount that somebody left in it."""
     if not folder.is_dir() or folder.is_symlink():
@@ -253,7 +275,11 @@ def remove(folder: Path) -> None:
             hint="unmount it (`umount --recursive`), then try again",
             code=ExitCode.HOST,
         )
-    shutil.rmtree(folder)
+    # What a killed build started may take a moment to end, and may still add a file.
+    for attempt in stamina.retry_context(on=OSError, attempts=None, timeout=10, wait_max=1):
+        with attempt:
+            if folder.exists():
+                shutil.rmtree(folder)
 
 
 def _first(differences: list[tree.Difference]) -> list[str]:

@@ -6,7 +6,7 @@ is), where a file lies under the path that it has on the node, and from the task
 
     name: etcd                      # of the set; see the module
     files:                          # path on the node: file on this machine
-      /etc/kubernetes/pki/ca.crt: "{{ underpass_lab.keys }}/pki/ca.crt"
+      /etc/kubernetes/pki/ca.crt: "{{ underpass_lab.keys_folder }}/pki/ca.crt"
     links:                          # path on the node: where it leads
       /usr/local/bin/etcdctl: /opt/underpass/current/etcd/bin/etcdctl
     directories:                    # path on the node: mode

@@ -38,14 +38,14 @@ imported:
 """
 
 import json  # noqa: E402
-import os  # noqa: E402
+from pathlib import Path  # noqa: E402
 
 from ansible.module_utils.basic import AnsibleModule  # noqa: E402
 
 LABEL = "underpass.dev/artifact"
 
 
-def main():
+def main() -> None:
     module = AnsibleModule(
         argument_spec={
             "folder": {"type": "path", "required": True},
@@ -53,25 +53,25 @@ def main():
         },
         supports_check_mode=True,
     )
-    folder = os.path.realpath(module.params["folder"])
+    check = module.check_mode
+    folder = Path(module.params["folder"]).resolve()
     ctr = ["ctr", "--namespace", module.params["namespace"], "images"]
+    index: dict[str, str] = {}
     try:
-        with open(os.path.join(folder, "index.json"), encoding="utf-8") as file:
-            index = json.load(file)
+        index = json.loads((folder / "index.json").read_bytes())
     except (OSError, ValueError) as fault:
-        if module.check_mode:  # before the first run there is no link to the artifact
+        if check:  # before the first run there is no link to the artifact
             module.exit_json(changed=True, imported=[])
         module.fail_json(msg=f"{folder} is no artifact of images: {fault}")
-    label = f"{LABEL}={os.path.basename(folder)}"
-    status, out, err = module.run_command([*ctr, "list", "--quiet", f'labels."{LABEL}"=={label.split("=")[1]}'])
-    if status and not module.check_mode:
+    status, out, err = module.run_command([*ctr, "list", "--quiet", f'labels."{LABEL}"=={folder.name}'])
+    if status and not check:
         module.fail_json(msg=f"containerd does not list its images: {err.strip()}")
     there = set(out.split())
     missing = {archive: name for archive, name in index.items() if name not in there}
-    for archive, name in {} if module.check_mode else missing.items():
+    for archive, name in {} if check else missing.items():
         for command in (
-            [*ctr, "import", "--local", os.path.join(folder, archive)],
-            [*ctr, "label", name, label],
+            [*ctr, "import", str(folder / archive)],
+            [*ctr, "label", name, f"{LABEL}={folder.name}"],
         ):
             status, out, err = module.run_command(command)
             if status:

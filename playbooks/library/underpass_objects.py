@@ -39,8 +39,8 @@ objects:
   returned: success
 """
 
-import os  # noqa: E402
 import re  # noqa: E402
+from pathlib import Path  # noqa: E402
 
 from ansible.module_utils.basic import AnsibleModule  # noqa: E402
 
@@ -51,7 +51,7 @@ SAME, DIFFERENT = 0, 1  # statuses of `kubectl diff`
 _COMPARED = re.compile(r"^diff .* \S+/([^/\s]+)$", re.MULTILINE)
 
 
-def main():
+def main() -> None:
     module = AnsibleModule(
         argument_spec={
             "folder": {"type": "path", "required": True},
@@ -60,7 +60,7 @@ def main():
         supports_check_mode=True,
     )
     folder, kubeconfig = module.params["folder"], module.params["kubeconfig"]
-    if module.check_mode and not (os.path.isdir(folder) and os.path.exists(KUBECTL)):
+    if module.check_mode and not (Path(folder).is_dir() and Path(KUBECTL).exists()):
         module.exit_json(changed=True, objects=[])
     common = ["--server-side", "--force-conflicts", "--field-manager=underpass", f"--filename={folder}"]
     kubectl = [KUBECTL, f"--kubeconfig={kubeconfig}"]

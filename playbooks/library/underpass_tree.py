@@ -58,6 +58,8 @@ import os  # noqa: E402
 import shutil  # noqa: E402
 import stat  # noqa: E402
 import zlib  # noqa: E402
+from pathlib import Path  # noqa: E402
+from typing import Any  # noqa: E402
 
 from ansible.module_utils.basic import AnsibleModule  # noqa: E402
 
@@ -67,6 +69,8 @@ RECORDS = "/var/lib/underpass/trees"
 PART = ".underpass-part"
 DIFF_LIMIT = 64 * 1024  # bytes
 
+Entry = dict[str, Any]
+
 
 class Fault(Exception):
     """Something on the node stands in the way; the text says what."""
@@ -75,17 +79,17 @@ class Fault(Exception):
 class Tree:
     """One set of paths below `root`. With `check`, only finds out what would be changed."""
 
-    def __init__(self, name, root="/", check=False):
+    def __init__(self, name: str, root: str = "/", check: bool = False) -> None:
         self.name = name
-        self.root = root
+        self.root = Path(root)
         self.check = check
-        self.changed = []
-        self.diffs = []
+        self.changed: list[str] = []
+        self.diffs: list[dict[str, str]] = []
 
-    def present(self, entries):
+    def present(self, entries: list[Entry]) -> None:
         """Make every entry be there, then remove what the set held before and no longer does."""
         wanted = [entry["path"] for entry in entries]
-        before = self._record()
+        before = self._record(self.name)
         # Remembered before anything is written: a run that is killed leaves nothing unknown behind.
         self._remember(sorted({*before, *wanted}))
         place = {"directory": self._directory, "link": self._link, "file": self._file}
@@ -99,193 +103,174 @@ class Tree:
                 self._purge(entry["path"], {*wanted, *others})
         self._remember(sorted(wanted))
 
-    def absent(self):
+    def absent(self) -> None:
         """Remove everything that the set holds, innermost first."""
-        for path in sorted(set(self._record()) - self._others(), reverse=True):
+        for path in sorted(set(self._record(self.name)) - self._others(), reverse=True):
             self._remove(path)
-        if not self.check and os.path.exists(self._record_file()):
-            os.unlink(self._record_file())
+        if not self.check:
+            self._record_file(self.name).unlink(missing_ok=True)
 
-    def _at(self, path):
+    def _at(self, path: str) -> Path:
         if not path.startswith("/") or ".." in path.split("/"):
             raise Fault(f"{path} is not an absolute path")
-        return os.path.join(self.root, path.lstrip("/"))
+        return self.root / path.lstrip("/")
 
-    def _note(self, path, before, after, secret=False):
-        """Count a change and keep what --diff shows of it; of a secret, only that it changes."""
+    def _note(self, path: str, before: str, after: str) -> None:
+        """Count a change and keep what --diff shows of it."""
         self.changed.append(path)
-        hidden = "(not shown)\n"
-        self.diffs.append(
-            {
-                "before_header": path,
-                "after_header": path,
-                "before": hidden if secret and before else before,
-                "after": hidden.replace("not shown", "new, not shown") if secret and after else after,
-            }
-        )
+        self.diffs.append({"before_header": path, "after_header": path, "before": before, "after": after})
 
-    def _directory(self, entry):
+    def _directory(self, entry: Entry) -> None:
         path, mode = entry["path"], int(entry["mode"], 8)
         here = self._at(path)
-        status = self._status(here)
+        status = _status(here)
         if status is None:
             self._note(path, "", f"directory {mode:04o}\n")
             if not self.check:
-                self._make_folders(here)
-                os.chmod(here, mode)
+                here.mkdir(parents=True)
+                here.chmod(mode)
         elif not stat.S_ISDIR(status.st_mode):
             raise Fault(f"{path} is in the way: a directory is to be there")
         else:
             self._attributes(path, here, status, mode)
 
-    def _link(self, entry):
+    def _link(self, entry: Entry) -> None:
         path, target = entry["path"], entry["target"]
         here = self._at(path)
-        status = self._status(here)
-        before = os.readlink(here) if status and stat.S_ISLNK(status.st_mode) else None
+        status = _status(here)
+        before = str(here.readlink()) if status and stat.S_ISLNK(status.st_mode) else None
         if before == target:
             return
-        self._refuse_directory(path, status)
+        _refuse_directory(path, status)
         self._note(path, f"link to {before}\n" if before else "", f"link to {target}\n")
         if self.check:
             return
-        self._make_folders(os.path.dirname(here))
-        part = self._part(here)
-        os.symlink(target, part)
-        os.replace(part, here)
+        part = _part(here)
+        part.symlink_to(target)
+        part.replace(here)
 
-    def _file(self, entry):
+    def _file(self, entry: Entry) -> None:
         path, mode = entry["path"], int(entry["mode"], 8)
         data = base64.b64decode(entry["data"])
         here = self._at(path)
-        status = self._status(here)
-        self._refuse_directory(path, status)
+        status = _status(here)
+        _refuse_directory(path, status)
         regular = status is not None and stat.S_ISREG(status.st_mode)
-        before = self._read(here) if regular else None
-        if before == data:
+        before = here.read_bytes() if regular else None
+        if status is not None and before == data:
             self._attributes(path, here, status, mode)
             return
-        secret = bool(entry.get("secret"))
-        self._note(path, self._shown(before), self._shown(data), secret)
+        if entry.get("secret"):
+            self._note(path, "(not shown)\n" if regular else "", "(new, not shown)\n")
+        else:
+            self._note(path, _shown(before), _shown(data))
         if self.check:
             return
-        self._make_folders(os.path.dirname(here))
-        part = self._part(here)
+        part = _part(here)
         handle = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(handle, "wb") as file:
             file.write(data)
             os.fchmod(file.fileno(), mode)
-        os.replace(part, here)
+        part.replace(here)
 
-    def _attributes(self, path, here, status, mode):
+    def _attributes(self, path: str, here: Path, status: os.stat_result, mode: int) -> None:
         """Mend mode and owner of something that is otherwise right."""
-        owner = (os.geteuid(), os.getegid())
+        user, group = os.geteuid(), os.getegid()
         there = stat.S_IMODE(status.st_mode)
-        if there == mode and (status.st_uid, status.st_gid) == owner:
+        if there == mode and (status.st_uid, status.st_gid) == (user, group):
             return
         was = f"mode {there:04o} owner {status.st_uid}:{status.st_gid}\n"
-        self._note(path, was, f"mode {mode:04o} owner {owner[0]}:{owner[1]}\n")
+        self._note(path, was, f"mode {mode:04o} owner {user}:{group}\n")
         if not self.check:
-            os.chown(here, *owner)
-            os.chmod(here, mode)
+            os.chown(here, user, group)
+            here.chmod(mode)
 
-    def _remove(self, path):
+    def _remove(self, path: str) -> None:
         here = self._at(path)
-        status = self._status(here)
+        status = _status(here)
         if status is None:
             return
         if not stat.S_ISDIR(status.st_mode):
             self._note(path, "there\n", "")
             if not self.check:
-                os.unlink(here)
-        elif not os.listdir(here):  # what others have put into a directory is theirs
+                here.unlink()
+        elif not any(here.iterdir()):  # what others have put into a directory is theirs
             self._note(path, "directory\n", "")
             if not self.check:
-                os.rmdir(here)
+                here.rmdir()
 
-    def _purge(self, path, known):
+    def _purge(self, path: str, known: set[str]) -> None:
         """Remove what nobody has put under `path`."""
         here = self._at(path)
-        for name in sorted(os.listdir(here)) if os.path.isdir(here) else []:
-            child = os.path.join(path, name)
-            if child in known or any(other.startswith(child + "/") for other in known):
+        for child in sorted(here.iterdir()) if here.is_dir() else []:
+            name = f"{path}/{child.name}"
+            if name in known or any(other.startswith(f"{name}/") for other in known):
                 continue
-            self._note(child, "there, and not known\n", "")
+            self._note(name, "there, and not known\n", "")
             if self.check:
                 continue
-            if os.path.isdir(self._at(child)) and not os.path.islink(self._at(child)):
-                shutil.rmtree(self._at(child))
+            if child.is_dir() and not child.is_symlink():
+                shutil.rmtree(child)
             else:
-                os.unlink(self._at(child))
+                child.unlink()
 
-    @staticmethod
-    def _status(here):
+    def _record_file(self, name: str) -> Path:
+        return self._at(RECORDS) / f"{name}.json"
+
+    def _record(self, name: str) -> list[str]:
         try:
-            return os.lstat(here)
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-
-    @staticmethod
-    def _refuse_directory(path, status):
-        if status is not None and stat.S_ISDIR(status.st_mode):
-            raise Fault(f"{path} is a directory, and something else is to be there")
-
-    @staticmethod
-    def _read(here):
-        with open(here, "rb") as file:
-            return file.read()
-
-    @staticmethod
-    def _shown(data):
-        if data is None:
-            return ""
-        if len(data) > DIFF_LIMIT:
-            return f"({len(data)} bytes)\n"
-        return data.decode("utf-8", errors="replace")
-
-    @staticmethod
-    def _make_folders(here):
-        os.makedirs(here, mode=0o755, exist_ok=True)
-
-    @staticmethod
-    def _part(here):
-        part = os.path.join(os.path.dirname(here), f".{os.path.basename(here)}{PART}")
-        if os.path.lexists(part):
-            os.unlink(part)
-        return part
-
-    def _record_file(self, name=None):
-        return os.path.join(self._at(RECORDS), f"{name or self.name}.json")
-
-    def _record(self, name=None):
-        try:
-            return json.loads(self._read(self._record_file(name)))
+            return list(json.loads(self._record_file(name).read_bytes()))
         except (FileNotFoundError, ValueError):
             return []
 
-    def _others(self):
+    def _others(self) -> set[str]:
         """The paths of all other sets."""
-        folder = self._at(RECORDS)
-        names = [name[:-5] for name in os.listdir(folder)] if os.path.isdir(folder) else []
+        names = [file.stem for file in self._at(RECORDS).glob("[!.]*.json")]
         return {path for name in names if name != self.name for path in self._record(name)}
 
-    def _remember(self, paths):
-        if self.check or self._record() == paths:
+    def _remember(self, paths: list[str]) -> None:
+        if self.check or self._record(self.name) == paths:
             return
-        here = self._record_file()
-        self._make_folders(os.path.dirname(here))
-        part = self._part(here)
-        with open(part, "w", encoding="utf-8") as file:
-            json.dump(paths, file)
-        os.replace(part, here)
+        here = self._record_file(self.name)
+        part = _part(here)
+        part.write_text(json.dumps(paths), encoding="utf-8")
+        part.replace(here)
 
 
-def unpack(payload):
+def _status(here: Path) -> os.stat_result | None:
+    try:
+        return here.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def _refuse_directory(path: str, status: os.stat_result | None) -> None:
+    if status is not None and stat.S_ISDIR(status.st_mode):
+        raise Fault(f"{path} is a directory, and something else is to be there")
+
+
+def _shown(data: bytes | None) -> str:
+    if data is None:
+        return ""
+    if len(data) > DIFF_LIMIT:
+        return f"({len(data)} bytes)\n"
+    return data.decode("utf-8", errors="replace")
+
+
+def _part(here: Path) -> Path:
+    """Where the new `here` is made, in its own directory, which is made if it is not there."""
+    here.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+    part = here.with_name(f".{here.name}{PART}")
+    part.unlink(missing_ok=True)
+    return part
+
+
+def unpack(payload: str) -> list[Entry]:
     """The entries in a payload of the action."""
-    return json.loads(zlib.decompress(base64.b64decode(payload))) if payload else []
+    return list(json.loads(zlib.decompress(base64.b64decode(payload)))) if payload else []
 
 
-def main():
+def main() -> None:
     module = AnsibleModule(
         argument_spec={
             "name": {"type": "str", "required": True},
@@ -308,7 +293,7 @@ def main():
         module.fail_json(
             msg=f"{fault.filename or module.params['name']}: {fault.strerror}", paths=tree.changed
         )
-    result = {"changed": bool(tree.changed), "paths": tree.changed}
+    result: dict[str, Any] = {"changed": bool(tree.changed), "paths": tree.changed}
     if module._diff:
         result["diff"] = tree.diffs
     module.exit_json(**result)

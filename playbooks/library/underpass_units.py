@@ -85,19 +85,24 @@ restarted:
   returned: success
 """
 
-import os  # noqa: E402
 import socket  # noqa: E402
 import time  # noqa: E402
+from pathlib import Path  # noqa: E402
+from typing import Any  # noqa: E402
 from urllib.parse import urlsplit  # noqa: E402
 
 from ansible.module_utils.basic import AnsibleModule  # noqa: E402
 
-UNIT_CONFIG = "/usr/local/lib/underpass/unit-config"
+UNIT_CONFIG = Path("/usr/local/lib/underpass/unit-config")
 PROPERTIES = "Id,ActiveState,SubState,UnitFileState,InvocationID,NeedDaemonReload,Result,ExecMainStatus"
 UNIT_FOLDER = "/etc/systemd/system/"
 PAUSE = 0.1  # seconds between two questions whether a unit is ready
 ASK_SECONDS = 5
 JOURNAL_LINES = 20
+
+
+#: Unit name -> its properties.
+Shown = dict[str, dict[str, str]]
 
 
 class NotReady(Exception):
@@ -107,60 +112,59 @@ class NotReady(Exception):
 class Units:
     """The units of one task."""
 
-    def __init__(self, module):
+    def __init__(self, module: AnsibleModule) -> None:
         self.module = module
         self.units = module.params["units"]
         self.names = [unit["name"] for unit in self.units]
         self.deadline = time.monotonic() + module.params["timeout"]
 
-    def run(self, *argv):
+    def run(self, *argv: str) -> tuple[int, str, str]:
         """A command's status, stdout and stderr."""
-        return self.module.run_command(list(argv))
+        status, out, err = self.module.run_command(list(argv))
+        return status, out, err
 
-    def must(self, *argv):
+    def must(self, *argv: str) -> str:
         """A command's stdout; its failure is the task's."""
         status, out, err = self.run(*argv)
         if status:
             self.module.fail_json(msg=f"{' '.join(argv)}: {err.strip() or out.strip()}")
         return out
 
-    def show(self):
+    def show(self) -> Shown:
         """Unit name -> its properties."""
         out = self.must("systemctl", "show", f"--property={PROPERTIES}", "--", *self.names)
         blocks = [dict(line.split("=", 1) for line in block.splitlines()) for block in out.split("\n\n")]
         return dict(zip(self.names, [block for block in blocks if block], strict=True))
 
-    def stale(self, shown):
+    def stale(self, shown: Shown) -> list[str]:
         """Those of the running units that were not started with the files that are there now."""
         running = [name for name in self.names if shown[name]["ActiveState"] == "active"]
-        if not running or not os.path.exists(UNIT_CONFIG):
+        if not running or not UNIT_CONFIG.exists():
             return running
         noted = {}
-        for line in self.must(UNIT_CONFIG, "list", *running).splitlines():
+        for line in self.must(str(UNIT_CONFIG), "list", *running).splitlines():
             name, invocation, state = line.split()
             noted[name] = state if invocation == shown[name]["InvocationID"] else "stale"
         return [name for name in running if noted.get(name) != "fresh"]
 
-    def undone(self, shown):
+    def undone(self, shown: Shown) -> list[str]:
         """Those of the running units whose work does not hold any more."""
-        return [
-            unit["name"]
-            for unit in self.units
-            if unit["check"] and shown[unit["name"]]["ActiveState"] == "active" and self.run(*unit["check"])[0]
-        ]
+        checks = {unit["name"]: unit["check"] for unit in self.units if unit["check"]}
+        running = [name for name in checks if shown[name]["ActiveState"] == "active"]
+        return [name for name in running if self.run(*checks[name])[0]]
 
-    def reading(self, paths):
+    def reading(self, paths: list[str]) -> list[str]:
         """Those units that read one of `paths`."""
-        if not paths or not os.path.exists(UNIT_CONFIG):
+        if not paths or not UNIT_CONFIG.exists():
             return []
         found = set()
-        for line in self.must(UNIT_CONFIG, "reads", *self.names).splitlines():
+        for line in self.must(str(UNIT_CONFIG), "reads", *self.names).splitlines():
             name, read = line.split(" ", 1)
             if any(path == read or path.startswith(read + "/") for path in paths):
                 found.add(name)
         return [name for name in self.names if name in found]
 
-    def started(self):
+    def started(self) -> dict[str, Any]:
         """Enable, start and restart what needs it, and wait. Returns the module's result."""
         placed = self.module.params["placed"]
         check = self.module.check_mode
@@ -183,7 +187,7 @@ class Units:
         }
         if check:
             return result
-        self._missing(shown)
+        self._refuse_masked(shown)
         if enable:
             self.must("systemctl", "enable", "--quiet", "--no-reload", "--", *enable)
         if start or restart:
@@ -196,15 +200,17 @@ class Units:
         self.wait()
         return result
 
-    def _missing(self, shown):
+    def _refuse_masked(self, shown: Shown) -> None:
         masked = [name for name in self.names if shown[name]["UnitFileState"] == "masked"]
         if masked:
             self.module.fail_json(msg=f"masked by hand: {', '.join(masked)}; `systemctl unmask` them")
 
-    def stopped(self):
+    def stopped(self) -> dict[str, Any]:
         """Stop and disable, last one first. Returns the module's result."""
         shown = self.show()
-        stop = [name for name in reversed(self.names) if shown[name]["ActiveState"] not in ("inactive", "failed")]
+        stop = [
+            name for name in reversed(self.names) if shown[name]["ActiveState"] not in ("inactive", "failed")
+        ]
         disable = [name for name in self.names if shown[name]["UnitFileState"] == "enabled"]
         if not self.module.check_mode:
             for name in stop:
@@ -213,7 +219,7 @@ class Units:
                 self.must("systemctl", "disable", "--quiet", "--", *disable)
         return {"changed": bool(stop or disable), "enabled": disable, "started": stop, "restarted": []}
 
-    def wait(self):
+    def wait(self) -> None:
         """Wait until every unit is active and ready; fail with its journal at the deadline."""
         for unit in self.units:
             answer = "no answer"
@@ -226,13 +232,15 @@ class Units:
                 except OSError as fault:
                     answer = str(fault)
                 if time.monotonic() > self.deadline:
-                    self.fail(f"{unit['name']} is not ready after {self.module.params['timeout']} s: {answer}")
+                    self.fail(
+                        f"{unit['name']} is not ready after {self.module.params['timeout']} s: {answer}"
+                    )
                 time.sleep(PAUSE)
         shown = self.show()
         if any(shown[name]["ActiveState"] != "active" for name in self.names):
             self.fail("started, and ended again")
 
-    def ready(self, unit):
+    def ready(self, unit: dict[str, Any]) -> None:
         """Ask a unit once. Raises `NotReady` or `OSError`."""
         if unit["socket"]:
             with socket.socket(socket.AF_UNIX) as client:
@@ -241,11 +249,12 @@ class Units:
         if unit["url"]:
             self._ask(unit)
 
-    def _ask(self, unit):
+    def _ask(self, unit: dict[str, Any]) -> None:
         import http.client
         import ssl
 
         url = urlsplit(unit["url"])
+        client: http.client.HTTPConnection
         if url.scheme == "https":
             context = ssl.create_default_context(cafile=unit["ca"])
             if unit["certificate"]:
@@ -265,7 +274,7 @@ class Units:
             bad = [line for line in text.splitlines() if line.startswith("[-]")]
             raise NotReady(f"status {answer.status} {'; '.join(bad)}".strip())
 
-    def fail(self, what):
+    def fail(self, what: str) -> None:
         """End the task with the state and the journal of the first unit that does not run well."""
         shown = self.show()
         bad = [name for name in self.names if shown[name]["ActiveState"] != "active"] or self.names[-1:]
@@ -280,7 +289,7 @@ class Units:
         )
 
 
-def main():
+def main() -> None:
     text = {"type": "str"}
     module = AnsibleModule(
         argument_spec={

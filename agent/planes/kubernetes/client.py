@@ -63,7 +63,7 @@ class Api:
         """Drop the connections. A watch that is open ends with an error."""
         self._pool.clear()
 
-    def _open(  # noqa: PLR0917
+    def _open(
         self,
         method: str,
         path: str,

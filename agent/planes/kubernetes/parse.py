@@ -23,6 +23,7 @@ from agent.model.objects import (
 Item = dict[str, Any]
 DEFAULT_AFFINITY_SECONDS = 10800
 SERVICE_NAME_LABEL = "kubernetes.io/service-name"
+UNUSED_MARK = "underpass.dev/unused-since"
 # A Service with this label is another proxy's business (as for kube-proxy).
 OTHER_PROXY_LABEL = "service.kubernetes.io/service-proxy-name"
 
@@ -148,7 +149,8 @@ def identity(item: Item) -> Identity | None:
     name = item["metadata"]["name"]
     if not name.isdecimal():
         return None
-    return Identity(int(name), dict(item.get("security-labels") or {}))
+    marked = UNUSED_MARK in (item["metadata"].get("annotations") or {})
+    return Identity(int(name), dict(item.get("security-labels") or {}), marked)
 
 
 def endpoint(item: Item) -> Endpoint | None:

@@ -172,8 +172,7 @@ def _make(image: Image, building: Building) -> None:
     archive = f"oci-archive:{building.folder / image.name}.tar:{image.reference}"
     for argv in (
         [*buildah, "bud", *build, f"--tag={image.reference}", f"--file={file}", str(context)],
-        # Plain layers: nodes import them faster, and a bundle compresses the whole better.
-        [*buildah, "push", policy, "--disable-compression", image.reference, archive],
+        [*buildah, "push", policy, image.reference, archive],
     ):
         run(
             enclosed(argv),

@@ -143,7 +143,11 @@ class Cgroups:
         if folder is None:
             return 0
         if version == 2:
-            return _write(folder / "memory.max", str(memory * MIB) if memory else "max")
+            changed = _write(folder / "memory.max", str(memory * MIB) if memory else "max")
+            swap = folder / "memory.swap.max"
+            if swap.exists():  # or a node at its limit would go on in the host's swap
+                changed += _write(swap, "0" if memory else "max")
+            return changed
         file = folder / "memory.limit_in_bytes"
         if memory is None and int(file.read_text()) >= UNLIMITED_V1:
             return 0

@@ -1,8 +1,8 @@
 """What makes a node this node: its name, ids and keys, laid into its disk while it is off.
 
 The image is the same for all and holds none of this. Provider's for good, written at each start:
-host name, machine id, ssh host key, root's authorized keys. Only begun here and then the node's
-own: /etc/hosts and /etc/resolv.conf.
+host name, ssh host key, root's authorized keys. Only begun here and then the node's
+own: /etc/hosts and the machine id.
 """
 
 from __future__ import annotations
@@ -40,7 +40,6 @@ def write(lab: Rendered, node: RenderedNode, rootfs: Path, upper: Path) -> int:
     once = {
         "etc/machine-id": (f"{uuid.uuid4().hex}\n".encode(), 0o444),
         "etc/hosts": (hosts_file(lab).encode(), 0o644),
-        "etc/resolv.conf": (b"# no name server yet\n", 0o644),
     }
     layer = Layer(rootfs, upper)
     begun = {path: file for path, file in once.items() if not layer.holds(path)}

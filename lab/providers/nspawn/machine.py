@@ -165,6 +165,10 @@ class Machine:
         finally:
             os.close(handle)
 
+    def drain_console(self) -> None:
+        """Let the console's copier, which outlives the node by a moment, write its last words down."""
+        until(lambda: not self._cgroups.processes(), 2)
+
     def answers(self) -> bool:
         """Whether ssh with the lab's keys, and the node's own host key, gets through now."""
         try:

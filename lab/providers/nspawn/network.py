@@ -77,9 +77,14 @@ class Network:
 
     def __init__(self, lab: Rendered) -> None:
         self.lab = lab
+        self._one_at_a_time = threading.Lock()
 
     def ensure_switch(self) -> int:
         """The switch with its bridge, joined to the host, which has the gateway's address."""
+        with self._one_at_a_time:  # nodes that start side by side all need it
+            return self._ensure_switch()
+
+    def _ensure_switch(self) -> int:
         lab = self.lab
         changed = _ensure_namespace(lab.switch)
         in_switch = inside(lab.switch, lambda route: _index(route, UPLINK_IN_SWITCH))

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import functools
+from collections.abc import Callable
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
 from lab import ssh
 from lab.errors import ExitCode, LabError, die
@@ -22,6 +26,36 @@ ANSWER_SECONDS = 15.0  # of a node that runs already
 STOP_SECONDS = 60.0
 
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_HINTS = {
+    errno.ENOSPC: "no space is left: `df` shows where, `lab build --clean` removes what no lab uses",
+    errno.EDQUOT: "a disk quota is used up: `quota` shows whose",
+    errno.EPERM: "run as root, or with sudo",
+    errno.EACCES: "run as root, or with sudo",
+    errno.EROFS: "the lab's folder is on a read-only file system",
+}
+
+
+def _plainly(method: Callable[P, R]) -> Callable[P, R]:
+    """Let a fault of the operating system speak to a person."""
+
+    @functools.wraps(method)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return method(*args, **kwargs)
+        except OSError as fault:
+            where = f" ({fault.filename})" if fault.filename else ""
+            raise LabError(
+                f"the host refused what the nodes need: {fault.strerror or fault}{where}",
+                hint=_HINTS.get(fault.errno or 0, "`lab doctor` probes what nodes need of the host"),
+                code=ExitCode.NODE,
+            ) from fault
+
+    return call
+
+
 class Nspawn(Provider):
     """The nodes of one lab as systemd-nspawn containers."""
 
@@ -34,6 +68,7 @@ class Nspawn(Provider):
         self._snapshots = Snapshots(self._disks)
         self._hierarchies = hierarchies()
 
+    @_plainly
     def create(self, image: Path, store: Path) -> int:
         before = self._disks.made()
         old = before.nodes if before else {}
@@ -54,6 +89,7 @@ class Nspawn(Provider):
                 )
         return changed
 
+    @_plainly
     def start(self, node: RenderedNode) -> int:
         machine = self._machine(node)
         if not self._disks.there(node.name) or (made := self._disks.made()) is None:
@@ -84,19 +120,22 @@ class Nspawn(Provider):
             )
         return 1
 
+    @_plainly
     def stop(self, node: RenderedNode, *, force: bool = False) -> int:
         machine = self._machine(node)
         running = machine.pid() is not None
-        if running:
-            self._hang_up(node)
         if running and not force and not machine.power_off(STOP_SECONDS):
             _say(f"{node.name} did not shut down within {STOP_SECONDS:g} s; its power is cut")
+        elif running and not force:
+            machine.drain_console()
         self._clear(node)
         return int(running)
 
+    @_plainly
     def reboot(self, node: RenderedNode) -> int:
         return self.stop(node) + self.start(node)
 
+    @_plainly
     def destroy(self) -> int:
         nodes = self._known()
         changed = side_by_side(self._destroy_node, nodes)
@@ -109,14 +148,17 @@ class Nspawn(Provider):
         ssh.forget(self.lab)
         return changed
 
+    @_plainly
     def status(self, node: RenderedNode) -> NodeState:
         if self._machine(node).pid() is not None:
             return NodeState.RUNNING
         return NodeState.STOPPED if self._disks.there(node.name) else NodeState.ABSENT
 
+    @_plainly
     def console(self, node: RenderedNode, lines: int = 50) -> str:
         return self._machine(node).console(lines)
 
+    @_plainly
     def leftovers(self) -> list[str]:
         lab = Cgroups(self.lab.cgroup, self._hierarchies)
         lines = [f"process {pid}" for pid in sorted(lab.processes())]
@@ -127,17 +169,21 @@ class Nspawn(Provider):
         lines += [f"socket {path}" for path in sorted(ssh.SOCKETS.glob(f"{self.lab.tag}-*"))]
         return lines
 
+    @_plainly
     def snapshot_save(self, name: str) -> int:
         self._require_off("saved")
         return self._snapshots.save(name)
 
+    @_plainly
     def snapshot_restore(self, name: str) -> int:
         self._require_off("restored")
         return self._snapshots.restore(name)
 
+    @_plainly
     def snapshot_delete(self, name: str) -> int:
         return self._snapshots.delete(name)
 
+    @_plainly
     def snapshots(self) -> list[str]:
         return self._snapshots.names()
 
@@ -178,18 +224,18 @@ class Nspawn(Provider):
         return changed
 
     def _destroy_node(self, node: RenderedNode) -> int:
-        self._hang_up(node)
-        changed = self._clear(node)
-        return changed + self._disks.remove(node.name)
+        return self._clear(node) + self._disks.remove(node.name)
 
     def _clear(self, node: RenderedNode) -> int:
         """End whatever still runs of a node and remove all of it but its disk."""
-        return self._cgroups(node).remove() + self._network.remove_node(node)
+        changed = self._cgroups(node).remove() + self._network.remove_node(node)
+        self._hang_up(node)
+        return changed
 
     def _hang_up(self, node: RenderedNode) -> None:
-        """Close the shared ssh connection to a node that goes away; its users would wait for it."""
+        """Close the shared ssh connection to a node that is gone; its users would wait for it."""
         config = self.lab.folder / "ssh_config"
-        if config.exists() and ssh.SOCKETS.is_dir():
+        if config.exists() and any(ssh.SOCKETS.glob(f"{self.lab.tag}-*")):
             run(["ssh", "-F", config, "-O", "exit", node.address], ok=range(256), timeout=10)
 
     def _require_off(self, what: str) -> None:

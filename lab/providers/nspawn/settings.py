@@ -1,9 +1,9 @@
 """What nodes that share the host's kernel must not take for their own.
 
-Kernel settings: a node writes what is its own (/proc/sys/net, of its network namespace); nspawn shows it the rest of
-/proc/sys read only. kubelet insists on certain values among those and sets them where they differ,
-on a node of this kind for the whole host (`panic_on_oops`!). So the node shows kubelet the values
-that it wants to see, by read-only files mounted over them, and the host keeps its own.
+Kernel settings: a node writes what is its own (/proc/sys/net, of its network namespace); nspawn
+shows it the rest of /proc/sys read only. kubelet insists on certain values there and sets them where
+they differ, on a node of this kind for the whole host (`panic_on_oops`!). So the node shows kubelet
+the values that it wants to see, by read-only files mounted over them, and the host keeps its own.
 
 The kernel's log: kubelet reads it for out-of-memory kills. In a node's journal it would be the
 host's, and every other node's, all over again at each boot.

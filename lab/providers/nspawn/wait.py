@@ -4,28 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import stamina
+from tenacity import RetryError, Retrying, retry_if_not_result, stop_after_delay, wait_exponential
 
 
-class _NotYetError(Exception):
-    """What is waited for is not so yet."""
-
-
-def until(condition: Callable[[], bool], seconds: float, *, longest_pause: float = 0.2) -> bool:
+def until(condition: Callable[[], bool], seconds: float) -> bool:
     """Ask `condition` until it holds or `seconds` have passed; returns whether it held."""
+    asking = Retrying(
+        retry=retry_if_not_result(bool),
+        stop=stop_after_delay(seconds),
+        wait=wait_exponential(multiplier=0.01, max=0.2),
+    )
     try:
-        for attempt in stamina.retry_context(
-            on=_NotYetError,
-            attempts=None,
-            timeout=seconds,
-            wait_initial=0.01,
-            wait_max=longest_pause,
-            wait_jitter=0,
-        ):
-            with attempt:
-                if not condition():
-                    raise _NotYetError
-                return True
-    except _NotYetError:
+        return asking(condition)
+    except RetryError:
         return False
-    return False

@@ -76,7 +76,7 @@ def test_commands_on_a_lab_that_is_not_there_say_so(tmp_path: Path) -> None:
         (["bundle", "load", "/etc/hostname"], 5),
         (["bundle", "load", "/nonexistent"], 5),
     ],
-    ids=" ".join,
+    ids=lambda value: " ".join(value) if isinstance(value, list) else str(value),
 )
 def test_wrong_words_have_their_exit_status_and_no_trace(
     lab: Rendered, command: LabCommand, arguments: list[str], status: int

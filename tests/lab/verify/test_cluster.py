@@ -134,7 +134,7 @@ def test_private_keys_are_private(host: Any, evidence: Evidence) -> None:
     """Private keys and credentials on the node are readable by root alone"""
     listing = host.check_output(
         "find /etc/kubernetes /etc/etcd -name '*.key' -o -name '*.kubeconfig' -o -name 'encryption*' "
-        "2>/dev/null | xargs -r stat -c '%%a %%U %%n'"
+        "2>/dev/null | xargs -r stat -c '%a %U %n'"
     ).splitlines()
     evidence(f"{len(listing)} files")
     assert listing

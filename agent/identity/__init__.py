@@ -1,0 +1,1 @@
+"""Who is who: identities from labels, their numbers cluster-wide, and the reserved ones."""

@@ -1,0 +1,112 @@
+"""Prometheus metrics of the agent. The datapath's counters are read from the kernel when asked for."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.exposition import generate_latest
+from prometheus_client.process_collector import ProcessCollector
+from prometheus_client.registry import Collector
+
+SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+
+# (reason's public name, place, packets, bytes)
+DatapathCounts = Iterable[tuple[str, str, int, int]]
+
+
+class Metrics:
+    """The agent's own counters, and what it looks up at each scrape."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        ProcessCollector(namespace="underpass_agent", registry=self.registry)
+        self.cni = Histogram(
+            "underpass_cni_seconds",
+            "Time of the plugin's requests in the agent",
+            ["command", "outcome"],
+            buckets=SECONDS,
+            registry=self.registry,
+        )
+        self.forged = Counter(
+            "underpass_forged_labels",
+            "Pod labels that pretended to be an identity's own",
+            registry=self.registry,
+        )
+
+    def observe_cni(self, command: str, seconds: float, outcome: str) -> None:
+        """One finished request of the plugin."""
+        known = command if command in ("ADD", "DEL", "CHECK", "GC", "STATUS") else "other"
+        self.cni.labels(known, outcome).observe(seconds)
+
+    def watch_datapath(self, read: Callable[[], DatapathCounts]) -> None:
+        """Have the datapath's counters read by `read` at each scrape."""
+        self.registry.register(_Datapath(read))
+
+    def watch_agent(self, read: Callable[[], dict[str, dict[str, float]]]) -> None:
+        """Have gauges read by `read`: metric's name -> label value -> number ("" for no label)."""
+        self.registry.register(_Agent(read))
+
+    def text(self) -> bytes:
+        return generate_latest(self.registry)
+
+
+class _Datapath(Collector):
+    def __init__(self, read: Callable[[], DatapathCounts]) -> None:
+        self._read = read
+
+    def collect(self) -> Iterator[Metric]:
+        labels = ["reason", "place"]
+        packets = CounterMetricFamily("underpass_packets", "Packets by what became of them", labels=labels)
+        size = CounterMetricFamily("underpass_bytes", "Bytes by what became of them", labels=labels)
+        for reason, place, count, total in self._read():
+            packets.add_metric([reason, place], count)
+            size.add_metric([reason, place], total)
+        yield packets
+        yield size
+
+
+class _Agent(Collector):
+    def __init__(self, read: Callable[[], dict[str, dict[str, float]]]) -> None:
+        self._read = read
+
+    def collect(self) -> Iterator[Metric]:
+        for name, values in self._read().items():
+            labelled = any(values)
+            gauge = GaugeMetricFamily(
+                f"underpass_{name}", name.replace("_", " "), labels=["name"] if labelled else []
+            )
+            for label, value in values.items():
+                gauge.add_metric([label] if labelled else [], value)
+            yield gauge
+
+
+def serve(address: str, port: int, metrics: Metrics, healthy: Callable[[], bool]) -> ThreadingHTTPServer:
+    """Serve /metrics and /healthz in a thread."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            if self.path == "/metrics":
+                self._send(200, metrics.text(), "text/plain; version=0.0.4; charset=utf-8")
+            elif self.path == "/healthz":
+                ok = healthy()
+                self._send(200 if ok else 503, b"ok\n" if ok else b"not ready\n", "text/plain")
+            else:
+                self._send(404, b"not found\n", "text/plain")
+
+        def _send(self, status: int, body: bytes, content: str) -> None:
+            self.send_response(status)
+            self.send_header("Content-Type", content)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: object) -> None:
+            """Scrapes are not worth a line."""
+
+    server = ThreadingHTTPServer((address, port), Handler)
+    threading.Thread(target=server.serve_forever, name="metrics", daemon=True).start()
+    return server

@@ -1,0 +1,1 @@
+"""The node command `underpass`, and what answers it in the agent."""

@@ -1,0 +1,1 @@
+"""What the agent writes to the Kubernetes API: its endpoints, what became of policies, events."""

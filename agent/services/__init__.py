@@ -1,0 +1,1 @@
+"""Services: from Service, EndpointSlice and hostPort to the load balancer's tables."""

@@ -1,0 +1,153 @@
+"""Numbers that the programs and Python share: identities, flags, places. The C side is
+`include/constants.h`.
+"""
+
+import enum
+
+ANY_IDENTITY = 0
+MAX_CLUSTER_IDENTITY = (1 << 24) - 1
+MIN_CLUSTER_IDENTITY = 256
+LOCAL_IDENTITY = 1 << 24
+NUDGE_MARK = 0x0DA70000  # mark of packets that the datapath or the agent made
+
+
+class Identity(enum.IntEnum):
+    """Reserved identities (Cilium's numbers). Of these only REMOTE_NODE is ever accepted from the overlay."""
+
+    UNKNOWN = 0
+    HOST = 1
+    WORLD = 2
+    UNMANAGED = 3
+    HEALTH = 4
+    INIT = 5
+    REMOTE_NODE = 6
+    KUBE_APISERVER = 7
+    INGRESS = 8
+
+
+class Direction(enum.IntEnum):
+    """Seen from the endpoint: INGRESS is towards the pod."""
+
+    INGRESS = 0
+    EGRESS = 1
+
+
+class Verdict(enum.IntEnum):
+    """What a policy entry says. There is no entry for "nothing matches": that is a denial."""
+
+    ALLOW = 1
+    DENY = 2
+
+
+class EndpointFlag(enum.IntFlag):
+    """Flags of `Endpoint`."""
+
+    NONE = 0
+
+
+class CacheFlag(enum.IntFlag):
+    """Flags of `CacheEntry`.
+
+    RANGE: a node's whole pod range. From that node any cluster identity is believed for addresses that have
+    no entry of their own yet; towards such an address packets are dropped (`identity-unknown`).
+    SERVICE: an address that only services have (a cluster IP or range, an external IP): packets that no
+    service translates are refused, never routed.
+    """
+
+    NONE = 0
+    RANGE = 1
+    SERVICE = 2
+
+
+class NodeFlag(enum.IntFlag):
+    """Flags of `Node`. LOCAL: an address of this very node (the underlay's and the router address)."""
+
+    NONE = 0
+    LOCAL = 1
+
+
+class PolicyFlag(enum.IntFlag):
+    """Flags of `PolicyEntry`. AUTH_REQUIRED: dropped (`auth-required`) until the pair is authenticated."""
+
+    NONE = 0
+    AUTH_REQUIRED = 1
+
+
+class ConntrackFlag(enum.IntFlag):
+    """Flags of `ConntrackEntry`."""
+
+    NONE = 0
+    SEEN_REPLY = 1
+    LOCAL_FIN = 2
+    PEER_FIN = 4
+    RESET = 8
+    TRANSLATED = 16
+    FROM_HOST = 32
+    REVOKED = 64
+
+
+class ServiceFlag(enum.IntFlag):
+    """Flags of `Service`.
+
+    AFFINITY: the same client gets the same backend for `affinity_seconds`.
+    KEEP_SOURCE: no source translation (externalTrafficPolicy Local, hostPort): backends are all on this node.
+    DROP_IF_EMPTY: no backend here means silence (externalTrafficPolicy Local), not a refusal.
+    """
+
+    NONE = 0
+    AFFINITY = 1
+    KEEP_SOURCE = 2
+    DROP_IF_EMPTY = 4
+
+
+class Scope(enum.IntEnum):
+    """Which clients a service entry serves: sockets and pods of this cluster, or packets from outside."""
+
+    CLUSTER = 0
+    EXTERNAL = 1
+
+
+class NamespaceFlag(enum.IntFlag):
+    """Flags of `Namespace`.
+
+    NO_SOCKET_SERVICES: leave the pod's own sockets alone (a sidecar must see the service's address); its
+    packets to services are translated at its veth instead.
+    """
+
+    NONE = 0
+    NO_SOCKET_SERVICES = 1
+
+
+class TranslationKind(enum.IntEnum):
+    """Which rewrite a `TranslationKey` looks for: of a request or of a reply."""
+
+    REQUEST = 0
+    REPLY = 1
+
+
+class Place(enum.IntEnum):
+    """Where a packet was counted: towards or from a pod (at its veth), on the overlay device, on the node's
+    own devices, or at a socket.
+    """
+
+    POD_EGRESS = 0
+    POD_INGRESS = 1
+    OVERLAY = 2
+    HOST = 3
+    SOCKET = 4
+
+
+METRIC_PLACES = 8
+METRIC_REASONS = 128
+
+
+def metric_index(reason: int, place: Place) -> int:
+    """Index in `metrics` of a reason at a place."""
+    return reason * METRIC_PLACES + place
+
+
+class Continuation(enum.IntEnum):
+    """Slots of the program array `continuations`."""
+
+    RESET = 0
+    SERVICE = 1

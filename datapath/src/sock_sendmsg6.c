@@ -1,0 +1,18 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * sock_sendmsg6: sendto()/sendmsg() with an address on an unconnected UDP socket.
+ *
+ * Hook      cgroup/sendmsg6 at the node's cgroup root: pods and the node's own processes.
+ * Contract  A datagram to a service address goes to a backend. Each datagram may go to another one, unless the
+ *           service has affinity. ECONNREFUSED when there is no backend.
+ *           Sockets of family AF_INET6: v4-mapped addresses are IPv4 services.
+ * Cost      As for connect, for each datagram.
+ * Kernel    6.6 (bpf_set_retval in this hook: 5.18).
+ */
+#include "sockets.h"
+
+PROGRAM("cgroup/sendmsg6")
+int sock_sendmsg6(struct bpf_sock_addr *ctx)
+{
+	return SOCKET_TRANSLATE(ctx, 6);
+}
