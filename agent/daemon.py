@@ -32,6 +32,7 @@ from agent.revoke import Revoker
 from agent.settings import AgentSettings
 from datapath import links as host_links
 from datapath.tables import AddressKey
+from datapath.tables import Endpoint as EndpointEntry
 
 VERSION = "0.1.0"
 Log = Callable[..., None]
@@ -59,9 +60,9 @@ class Agent:
             self._allocator,
             log,
         )
-        self._revoker = Revoker(self._nudge, self._pins.maps.conntrack.expire, log)
+        self._revoker = Revoker(self._pins.maps, self._endpoint_entries, log)
         self.engine.effects = Publisher(
-            self.engine, self._api, self._allocator, self._outbox, log, self._network, self._revoker.moved
+            self.engine, self._api, self._allocator, self._outbox, log, self._network, self._revoker
         )
         self._plane = KubernetesPlane(self._api, settings.node, log)
         self._operations = CniOperations(
@@ -151,8 +152,12 @@ class Agent:
         host_links.ensure_router(overlay, router, ipaddress.IPv4Network(self._settings.pods_range))
         self._pins.set_router(router)
 
-    def _nudge(self, endpoints: set[int]) -> int:
-        return 0
+    def _endpoint_entries(self) -> dict[int, EndpointEntry]:
+        return {
+            endpoint.id: entry
+            for endpoint in list(self.engine.local.values())
+            for entry in endpoint.entries().values()
+        }
 
     def _install(self, stop: threading.Event) -> None:
         """Write the conflist as soon as an ADD would be served, and again should it go missing."""

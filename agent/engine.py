@@ -10,10 +10,10 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from ipaddress import IPv4Network
+from ipaddress import IPv4Address, IPv4Network
 from typing import Any, Protocol, TypeVar
 
 from agent import addresses
@@ -81,6 +81,8 @@ class Effects(Protocol):
 
     def policies_moved(self, endpoints: set[int]) -> None: ...
 
+    def identities_moved(self, peers: Mapping[IPv4Address, int]) -> None: ...
+
 
 class Engine:
     """See the module. Public methods may be called from any thread unless they say otherwise."""
@@ -109,6 +111,7 @@ class Engine:
         self.own_address = ""
         self._dirty_services: set[str] = set()
         self._dirty_endpoints: set[Hashable] = set()
+        self._renamed: dict[IPv4Address, int] = {}
         self._pod_known = threading.Condition()
         self._ready = threading.Event()
         self._stop = threading.Event()
@@ -229,6 +232,9 @@ class Engine:
 
     def _enter(self, endpoint: LocalEndpoint) -> None:
         number = endpoint.id
+        before = self.local.get(number)
+        if before is not None and before.identity != endpoint.identity:
+            self._renamed[endpoint.address] = endpoint.identity
         self.local[number] = endpoint
         owner = (OWNER_LOCAL, str(number))
         self.state.endpoints.wanted.put(owner, endpoint.entries())
@@ -309,6 +315,8 @@ class Engine:
         for endpoint in list(self.local.values()):
             self._relabel(endpoint)
         self._ready.set()
+        if self.effects:  # what the last agent may not have come to follow up on
+            self.effects.policies_moved(set(self.local))
         self._log("info", "the model is complete", endpoints=len(self.local))
 
     def _flush(self) -> None:
@@ -334,8 +342,12 @@ class Engine:
         moved = self.state.flush()
         self._dirty_endpoints |= self.policies.forget_unused_ranges()
         self.last_flush = time.monotonic()
-        if moved and self.effects:
-            self.effects.policies_moved(moved)
+        renamed, self._renamed = self._renamed, {}
+        if self.effects:
+            if moved:
+                self.effects.policies_moved(moved)
+            if renamed:
+                self.effects.identities_moved(renamed)
 
     def _table_fault(self, table: str, fault: OSError) -> None:
         self.table_faults[table] = self.table_faults.get(table, 0) + 1
@@ -456,7 +468,10 @@ class Engine:
                 self._relabel(endpoint)
 
     def _endpoint_changed(self, key: str, endpoint: Endpoint | None) -> None:
+        before = self.cluster.endpoints.get(key)
         _set(self.cluster.endpoints, key, endpoint)
+        if before and endpoint and before.identity != endpoint.identity:
+            self._renamed.update({IPv4Address(a): endpoint.identity for a in endpoint.addresses})
         remote = endpoint is not None and endpoint.node_address != self.own_address
         cache = addresses.compile_endpoint(endpoint, self.own_address) if endpoint else {}
         self.state.ipcache.wanted.put((OWNER_ENDPOINT, key), cache)

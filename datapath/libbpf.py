@@ -18,6 +18,7 @@ BPF_F_NO_PREALLOC = 1
 BPF_F_ALLOW_MULTI = 2
 BPF_F_REPLACE = 4
 TAG_SIZE = 8
+_CONTEXT_SPACE = 512  # the kernel returns the whole struct __sk_buff, of its own size
 
 
 class MapType(enum.IntEnum):
@@ -422,7 +423,7 @@ class TestRun:
 def program_run(program: int, data: bytes, context: bytes = b"", repeat: int = 1) -> TestRun:
     """Run a tc program on a packet (BPF_PROG_RUN). context: a struct __sk_buff, returned as it is after."""
     out = ctypes.create_string_buffer(len(data) + 1024)
-    context_in, context_out = _buffer(context or b"\0"), ctypes.create_string_buffer(max(len(context), 1))
+    context_in, context_out = _buffer(context or b"\0"), ctypes.create_string_buffer(_CONTEXT_SPACE)
     data_in = _buffer(data)
     opts = _TestRunOpts(
         sz=ctypes.sizeof(_TestRunOpts),
@@ -434,7 +435,7 @@ def program_run(program: int, data: bytes, context: bytes = b"", repeat: int = 1
     )
     if context:
         opts.ctx_in, opts.ctx_size_in = ctypes.addressof(context_in), len(context)
-        opts.ctx_out, opts.ctx_size_out = ctypes.addressof(context_out), len(context)
+        opts.ctx_out, opts.ctx_size_out = ctypes.addressof(context_out), _CONTEXT_SPACE
     _check(_library().bpf_prog_test_run_opts(program, ctypes.byref(opts)), "program run")
     result = ctypes.c_int32(opts.retval).value
     return TestRun(result, out.raw[: opts.data_size_out], context_out.raw[: opts.ctx_size_out], opts.duration)

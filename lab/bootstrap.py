@@ -37,7 +37,8 @@ STAMP = "underpass.json"
 UNFINISHED = "underpass.unfinished"
 
 HOST, ARTIFACT, INTERRUPTED = 4, 5, 130  # of lab.errors.ExitCode, which is not importable yet
-TAIL = 15  # lines of a failed program's output that are shown
+TAIL = 15  # lines of a failed program's output that are shown,
+WIDTH = 300  # and how much of each
 BEAT = 10.0  # seconds between signs of life
 
 
@@ -222,9 +223,10 @@ def environment() -> bool:
     }
     python = VENV / "bin" / "python"
     have = stamp(VENV)
-    if have == want and usable(python, want["python"]) and (VENV / "bin" / "lab").exists():
-        return False
     unfinished = VENV / UNFINISHED
+    whole = not unfinished.exists() and (VENV / "bin" / "lab").exists()
+    if whole and have == want and usable(python, want["python"]):
+        return False
     same = {key: have[key] == want[key] for key in ("python", "place") if key in have}
     if unfinished.exists() or not all(same.values()) or not usable(python, want["python"]):
         clear(VENV)
@@ -233,7 +235,7 @@ def environment() -> bool:
     if not usable(python, want["python"]):
         say(f"making .venv with Python {want['python']}")
         stream(
-            [sys.executable, "-I", "-m", "venv", str(VENV)],
+            [*with_us(), sys.executable, "-I", "-m", "venv", str(VENV)],
             "python -m venv",
             "install the package python3-venv, then run the same command again",
             HOST,
@@ -332,7 +334,7 @@ def project(python: Path) -> None:
 
 
 def pip(python: Path) -> list[str]:
-    return [str(python), "-I", "-m", "pip", "--disable-pip-version-check", "--no-input"]
+    return [*with_us(), str(python), "-I", "-m", "pip", "--disable-pip-version-check", "--no-input"]
 
 
 def store() -> Path:
@@ -371,6 +373,11 @@ def write(path: Path, text: str) -> None:
 # Running programs
 
 
+def with_us() -> list[str]:
+    """Words before a program that end it with us, so that what a kill leaves does not go on writing."""
+    return ["setpriv", "--pdeathsig", "KILL", "--"] if shutil.which("setpriv") else []
+
+
 def stream(command: Sequence[str], title: str, hint: str, code: int) -> None:
     """Run a program, with a sign of life now and then; a failure shows the tail of its output."""
     began = time.monotonic()
@@ -399,7 +406,7 @@ def stream(command: Sequence[str], title: str, hint: str, code: int) -> None:
             f"{title} failed with status {status}",
             hint,
             code,
-            [f"command: {shlex.join(command)}", *lines[-TAIL:]],
+            [f"command: {shlex.join(command)}", *(line[:WIDTH] for line in lines[-TAIL:])],
         )
 
 

@@ -19,7 +19,6 @@ from lab.render import Rendered
 from lab.run import Completed, run
 from lab.steps import Step
 
-
 #: A line of the API server's own checks that does not hold: `[-]name failed: reason`.
 _UNREADY = re.compile(r"\[-\](\S+) failed")
 
@@ -99,7 +98,7 @@ class Cluster:
         return [_node(item) for item in json.loads(done.stdout)["items"]]
 
     def wait(self, step: Step, seconds: float = 120) -> list[KubeNode]:
-        """Wait until the API is healthy and every node of the lab is registered and answers."""
+        """Wait until the API is healthy, every node is Ready and answers, and the cluster's own pods run."""
         names = {node.name for node in self.lab.nodes}
         try:
             for attempt in stamina.retry_context(
@@ -121,18 +120,35 @@ class Cluster:
         done = self.kubectl("get", f"--raw={path}", "--request-timeout=5s", ok=range(256), timeout=20)
         return done.status == 0 and done.stdout.strip() == "ok"
 
+    def _waiting_pods(self) -> str:
+        """The cluster's own pods (DNS) that are not ready now; empty when all are."""
+        done = self.kubectl("get", "deployments", "-n", "kube-system", "-o", "json", timeout=20)
+        return ", ".join(
+            item["metadata"]["name"]
+            for item in json.loads(done.stdout)["items"]
+            if item["status"].get("readyReplicas", 0) < item["spec"]["replicas"]
+        )
+
     def _all_there(self, step: Step, names: set[str]) -> list[KubeNode]:
         health = self.health()
         if health != "ok":
             step.say(f"API server: {health}")
             raise NotYet(f"API server: {health}")
         nodes = self.nodes()
+        closed = [f"{node.name} is not Ready ({node.reason})" for node in nodes if not node.ready]
         absent = names - {node.name for node in nodes}
         silent = {node.name for node in nodes if not self._kubelet_answers(node.name)}
         if absent or silent:
             word = ", ".join(sorted(absent | silent))
             step.say(f"waiting for {word} to report to the API server")
             raise NotYet(f"{word} did not report to the API server")
+        if closed:
+            step.say("; ".join(closed))
+            raise NotYet("; ".join(closed))
+        waiting = self._waiting_pods()
+        if waiting:
+            step.say(f"waiting for {waiting} to run")
+            raise NotYet(f"{waiting} does not run")
         return nodes
 
 

@@ -9,7 +9,7 @@ anew; with an authority goes all that it signed.
     pki/NAME.crt, pki/NAME.key           authorities, control plane, administrators
     pki/service-accounts.key, .pub       signs the tokens of pods
     pki/encryption.key                   32 random bytes in base64: Secrets at rest
-    nodes/NODE/NAME.crt, NAME.key        kubelet, as client of the API and as server
+    nodes/NODE/NAME.crt, NAME.key        kubelet, as client of the API and as server; the agent
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ from lab.steps import current_step
 
 #: May do everything; bound to cluster-admin by the cluster's own objects.
 ADMINS = "underpass:admins"
+#: The nodes' network agents; bound to one exact ClusterRole by the agent's own objects.
+AGENTS = "underpass:agents"
 #: The API server when it calls a kubelet; bound by the cluster's own objects, too.
 API_SERVERS = "underpass:api-servers"
 
@@ -120,8 +122,8 @@ def node_certificates(node: RenderedNode) -> dict[str, Wanted]:
     """The certificates of one node: name -> what it says. All signed by the cluster's authority."""
     user = f"system:node:{node.name}"
     return {
+        "agent": Wanted(user, ("system:nodes", AGENTS), client=True),
         "kubelet-client": Wanted(user, ("system:nodes",), client=True),
-        "agent": Wanted(user, ("system:nodes", "underpass:agents"), client=True),
         "kubelet-serving": Wanted(
             user, ("system:nodes",), names=(node.name,), addresses=(node.address, "127.0.0.1"), server=True
         ),

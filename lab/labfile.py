@@ -213,7 +213,7 @@ def parse(text: str) -> tuple[LabFile | None, list[Fault]]:
     try:
         return LabFile.model_validate(_plain(document)), []
     except ValidationError as invalid:
-        errors = [dict(error) for error in invalid.errors()]
+        errors: list[dict[str, Any]] = [dict(error) for error in invalid.errors()]
         places = [error["loc"] for error in errors]
         # a list whose items are wrong is also called too short: say it once
         errors = [

@@ -6,6 +6,7 @@ goes to the step's log; its events are kept in the lab's folder, of the last few
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import shutil
@@ -16,13 +17,15 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import ansible_runner
+import yaml
 
-from lab import ssh
+from lab import paths, ssh
 from lab.errors import ExitCode, LabError, die
+from lab.files import write_atomic
 from lab.paths import ROOT
 from lab.render import Rendered
 from lab.steps import Step, Steps, current_step
@@ -69,6 +72,7 @@ def provision(
     options = ["--check", "--diff"] if check else []
     options += ["--tags", tags] if tags else []
     arguments = [playbook, "--inventory", str(inventory), *options]
+    _write_image_names(lab)
     home = lab.folder / "ansible"
     home.mkdir(exist_ok=True, mode=0o700)
     ssh.SOCKETS.mkdir(mode=0o700, exist_ok=True)
@@ -86,6 +90,28 @@ def environment(home: Path) -> dict[str, str]:
         "ANSIBLE_HOME": str(home / "home"),
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
     }
+
+
+def _write_image_names(lab: Rendered) -> None:
+    """Tell the roles what the lab's images are called: `underpass_images`, short name -> full name.
+
+    The index is in the artifact; a variable beside the inventory saves each role a question to a node.
+    """
+    inventory = yaml.safe_load((lab.folder / "inventory.yaml").read_text(encoding="utf-8"))
+    on_node = PurePosixPath(inventory["all"]["vars"]["underpass_artifacts"].get("images", "images"))
+    index = paths.cache() / "store" / on_node.name / "index.json"
+    try:
+        archives: dict[str, str] = json.loads(index.read_bytes())
+    except (OSError, ValueError) as fault:
+        die(
+            f"the images that lab {lab.id} runs on are not in the artifact store: {fault}",
+            hint="`lab up` builds them again",
+            code=ExitCode.ARTIFACT,
+        )
+    names = {archive.removesuffix(".tar"): name for archive, name in sorted(archives.items())}
+    folder = lab.folder / "group_vars"
+    folder.mkdir(exist_ok=True, mode=0o700)
+    write_atomic(folder / "all.yaml", yaml.safe_dump({"underpass_images": names}))
 
 
 class _Watcher:
@@ -251,9 +277,15 @@ def _error(lab: Rendered, watcher: _Watcher, arguments: list[str], status: int) 
     return LabError(
         f"{fault.host}: {fault.task}: failed{also}",
         hint=f"`lab logs {fault.host}` shows its journal; mended, `lab up` goes on from here",
-        details=[command, *fault.message.strip().splitlines()[-TAIL_LINES:]],
+        details=[command, *_head_and_tail(fault.message)],
         code=ExitCode.PROVISION,
     )
+
+
+def _head_and_tail(message: str) -> list[str]:
+    """The first line, which says what is wrong, and the last ones, which say more."""
+    lines = message.strip().splitlines()
+    return lines[:1] + lines[1:][-TAIL_LINES:]
 
 
 def _paste(arguments: list[str]) -> str:

@@ -168,8 +168,8 @@ class CniOperations:
         The record goes last: until then a repeated DEL finds what is left to do.
         """
         attachment = self._ipam.get(container, interface)
-        self._links.remove(host_interface_name(container, interface))
         if attachment is None:
+            self._links.remove(host_interface_name(container, interface))
             return False
         self._undo(attachment)
         return True

@@ -6,8 +6,9 @@ and is made only if the API does not say so already.
 
 from __future__ import annotations
 
+import ipaddress
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from agent.endpoints import LocalEndpoint
@@ -38,6 +39,14 @@ class Writer(Protocol):
     def delete(self, path: str, body: object | None = None) -> dict[str, Any]: ...
 
 
+class Revocations(Protocol):
+    """Who ends connections that are no longer allowed."""
+
+    def moved(self, endpoints: set[int]) -> None: ...
+
+    def renamed(self, peers: Mapping[ipaddress.IPv4Address, int]) -> None: ...
+
+
 class Publisher:
     """The engine's `Effects`, as far as they go to the API. Its methods return at once."""
 
@@ -49,16 +58,16 @@ class Publisher:
         outbox: Outbox,
         log: Callable[..., None],
         network: Callable[[Node, Sequence[Node]], None],
-        revoke: Callable[[set[int]], None],
+        revoker: Revocations,
     ) -> None:
-        """`network(own, others)` brings the host's routes in step, `revoke(endpoints)` ends connections."""
+        """`network(own, others)` brings the host's routes in step."""
         self._engine = engine
         self._api = api
         self._allocator = allocator
         self._outbox = outbox
         self._log = log
         self._network = network
-        self._revoke = revoke
+        self._revoker = revoker
         self._node = engine.settings.node
         self._lock = threading.Lock()
         self._mine: dict[str, LocalEndpoint] = {}
@@ -69,7 +78,10 @@ class Publisher:
         self._outbox.submit("network", lambda: self._network(own, others))
 
     def policies_moved(self, endpoints: set[int]) -> None:
-        self._revoke(endpoints)
+        self._revoker.moved(endpoints)
+
+    def identities_moved(self, peers: Mapping[ipaddress.IPv4Address, int]) -> None:
+        self._revoker.renamed(peers)
 
     # Endpoints
 

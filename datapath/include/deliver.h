@@ -50,7 +50,7 @@ static __always_inline int deliver_to_node(struct __sk_buff *skb, const struct c
 					   const struct addr *tunnel, __u32 identity, __u32 place)
 {
 	if (deliver_set_tunnel(skb, tunnel, identity))
-		return dropped(skb, REASON_TUNNEL_FAILED, place);
+		return dropped(skb, REASON_REWRITE_FAILED, place);
 	return passed(skb, REASON_TO_OVERLAY, place, redirect(config->overlay_ifindex, 0));
 }
 

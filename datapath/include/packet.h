@@ -98,6 +98,7 @@ struct packet {
 	__u8 tcp_flags;
 	__u8 icmp_type;
 	__u32 l4;
+	__u32 embedded_l4; /* of an ICMP error: offset of the ports it quotes */
 	__u32 length;
 };
 
@@ -151,6 +152,7 @@ static __always_inline int packet_read_embedded(struct __sk_buff *skb, struct pa
 	}
 	packet->source_port = ports[1];
 	packet->destination_port = ports[0];
+	packet->embedded_l4 = offset + header;
 	return 0;
 }
 
@@ -223,6 +225,7 @@ static __always_inline int packet_parse(struct __sk_buff *skb, struct packet *pa
 	packet->tcp_flags = 0;
 	packet->icmp_type = 0;
 	packet->l4 = L3_OFFSET + header;
+	packet->embedded_l4 = 0;
 	packet->length = skb->len;
 	packet->kind = PACKET_WHOLE;
 

@@ -4,7 +4,7 @@
  *
  * The one table that C and Python share (datapath/reasons.py reads this file). Names and numbers are public:
  * they appear in metrics, flow events and the node command, so a number is never given a second meaning.
- * Below REASON_FIRST_DROP: outcomes that pass; from there on: drops and refusals.
+ * 0 is none. Below REASON_FIRST_DROP: outcomes that pass; from there on: drops and refusals.
  *
  * REASON(C name, number, "public-name", "what it means")
  */
@@ -14,7 +14,6 @@
 #define REASON_FIRST_DROP 64
 
 #define REASON_TABLE(REASON) \
-	REASON(ADMITTED, 0, "admitted", "used inside the programs only: go on") \
 	REASON(TO_POD, 1, "to-pod", "delivered to a pod of this node") \
 	REASON(TO_OVERLAY, 2, "to-overlay", "sent to another node through the overlay") \
 	REASON(TO_HOST, 3, "to-host", "handed to this node's own network stack") \
@@ -55,9 +54,8 @@
 	REASON(UNMASQUERADED, 90, "unmasqueraded", "a pod's address would have left the node") \
 	REASON(MULTICAST_UNSUPPORTED, 91, "multicast-unsupported", "a multicast or broadcast destination") \
 	REASON(NOT_CONFIGURED, 92, "not-configured", "the node's configuration is not written yet") \
-	REASON(TUNNEL_FAILED, 93, "tunnel-failed", "the kernel refused the tunnel header") \
-	REASON(REWRITE_FAILED, 94, "rewrite-failed", "the kernel refused to rewrite the packet") \
-	REASON(PROGRAM_MISSING, 95, "program-missing", "a program to continue in is not loaded")
+	REASON(REWRITE_FAILED, 93, "rewrite-failed", "the packet could not be rewritten as it had to be") \
+	REASON(PROGRAM_MISSING, 94, "program-missing", "a program to continue in is not loaded")
 
 #define REASON_ENUM(name, number, text, meaning) REASON_##name = number,
 

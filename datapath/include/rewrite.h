@@ -4,7 +4,9 @@
  *
  * The kernel's incremental helpers are used because a packet's checksum may be complete, partial (to be finished by
  * the device) or absent (UDP 0), and only they treat all three right. Later fragments carry no ports and no checksum.
- * ICMP has no pseudo header: addresses alone change; an ICMP error's embedded packet is left as it is.
+ * ICMP has no pseudo header: addresses alone change.
+ * An ICMP error quotes the packet that it is about, and the quoted addresses and ports change with the error's own,
+ * or its receiver would not know its own packet.
  * SCTP: addresses only; its CRC covers the ports, so callers must not change them.
  */
 #ifndef UNDERPASS_REWRITE_H
@@ -59,16 +61,61 @@ static __always_inline int rewrite_port(struct __sk_buff *skb, const struct pack
 	return packet_write(skb, packet->l4 + offset, &to, sizeof(to), 0);
 }
 
-/* Give the packet the tuple `to`; `packet` follows. Returns 0, or non-zero when the kernel refused. */
-static __always_inline int rewrite_tuple(struct __sk_buff *skb, struct packet *packet, const struct translation *to)
+/* One of the addresses that an ICMP error quotes. The quoted header's checksum changes by as much as the address, so
+ * the ICMP checksum over both stays right. */
+static __always_inline int rewrite_quoted_address(struct __sk_buff *skb, const struct packet *packet, __u32 offset,
+						  __be32 from, __be32 to)
 {
-	if (packet->kind == PACKET_ICMP_ERROR)
-		return -1;
-	if (rewrite_address(skb, packet, IP_SOURCE_OFFSET, packet->source.words[3], to->source.words[3]) ||
+	__u32 quoted = packet->l4 + sizeof(struct icmp_header);
+
+	return checksum_l3_replace(skb, quoted + 10, from, to, sizeof(to)) ||
+	       packet_write(skb, quoted + offset, &to, sizeof(to), 0);
+}
+
+static __always_inline int rewrite_quoted_port(struct __sk_buff *skb, const struct packet *packet, __u32 offset,
+					       __be16 from, __be16 to)
+{
+	if (from == to || !protocol_has_ports(packet->protocol))
+		return 0;
+	return checksum_l4_replace(skb, packet->l4 + 2, from, to, sizeof(to)) ||
+	       packet_write(skb, packet->embedded_l4 + offset, &to, sizeof(to), 0);
+}
+
+/* An ICMP error about a translated connection: the tuple is the quoted packet's, turned round. */
+static __always_inline int rewrite_error(struct __sk_buff *skb, struct packet *packet, const struct translation *to,
+					 int kind)
+{
+	__be32 from = packet->sender.words[3], sender = from;
+	struct packet outer = *packet;
+
+	/* Its sender is the connection's far end, or a router. A router stays, unless requests get another source: then
+	 * only from that source will the way to the backend be open. */
+	if (from == packet->source.words[3] ||
+	    (kind == TRANSLATION_REQUEST && to->source.words[3] != packet->source.words[3]))
+		sender = to->source.words[3];
+	outer.protocol = PROTOCOL_ICMP;
+	return rewrite_address(skb, &outer, IP_SOURCE_OFFSET, from, sender) ||
+	       rewrite_address(skb, &outer, IP_DESTINATION_OFFSET, packet->destination.words[3],
+			       to->destination.words[3]) ||
+	       rewrite_quoted_address(skb, packet, 12, packet->destination.words[3], to->destination.words[3]) ||
+	       rewrite_quoted_address(skb, packet, 16, packet->source.words[3], to->source.words[3]) ||
+	       rewrite_quoted_port(skb, packet, 0, packet->destination_port, to->destination_port) ||
+	       rewrite_quoted_port(skb, packet, 2, packet->source_port, to->source_port);
+}
+
+/* Give the packet the tuple `to`; `packet` follows. Returns 0, or non-zero when the kernel refused. */
+static __always_inline int rewrite_tuple(struct __sk_buff *skb, struct packet *packet, const struct translation *to,
+					 int kind)
+{
+	if (packet->kind == PACKET_ICMP_ERROR) {
+		if (rewrite_error(skb, packet, to, kind))
+			return -1;
+	} else if (rewrite_address(skb, packet, IP_SOURCE_OFFSET, packet->source.words[3], to->source.words[3]) ||
 	    rewrite_address(skb, packet, IP_DESTINATION_OFFSET, packet->destination.words[3], to->destination.words[3]) ||
 	    rewrite_port(skb, packet, 0, packet->source_port, to->source_port) ||
-	    rewrite_port(skb, packet, 2, packet->destination_port, to->destination_port))
+	    rewrite_port(skb, packet, 2, packet->destination_port, to->destination_port)) {
 		return -1;
+	}
 	packet->source = to->source;
 	packet->sender = to->source;
 	packet->destination = to->destination;

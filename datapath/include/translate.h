@@ -38,7 +38,7 @@ static __always_inline int translation_reply(struct __sk_buff *skb, struct packe
 		return REASON_TRANSLATION_MISSING;
 	found->used = clock_ns();
 	*ifindex = found->ifindex;
-	return rewrite_tuple(skb, packet, found) ? REASON_REWRITE_FAILED : 0;
+	return rewrite_tuple(skb, packet, found, TRANSLATION_REPLY) ? REASON_REWRITE_FAILED : 0;
 }
 
 /* Will the answer to this (already rewritten) request have to be rewritten? */

@@ -25,7 +25,7 @@ int host_egress(struct __sk_buff *skb)
 		return TC_PASS;
 	if (addr_in_range(&packet.sender, &config->pod_range, &config->pod_mask))
 		return dropped(skb, REASON_UNMASQUERADED, PLACE_HOST);
-	if (packet.kind == PACKET_ICMP_ERROR || !protocol_has_ports(packet.protocol))
+	if (!protocol_has_ports(packet.protocol))
 		return TC_PASS;
 	reason = translation_reply(skb, &packet, &unused);
 	if (reason == REASON_TRANSLATION_MISSING)

@@ -38,7 +38,7 @@ static __always_inline int external_forward(struct __sk_buff *skb, const struct 
 {
 	struct cache_entry *cache;
 
-	if (rewrite_tuple(skb, packet, to))
+	if (rewrite_tuple(skb, packet, to, TRANSLATION_REQUEST))
 		return dropped(skb, REASON_REWRITE_FAILED, PLACE_HOST);
 	count(REASON_SERVICE_TRANSLATED, PLACE_HOST, packet->length);
 	if (!to->ifindex)
@@ -73,8 +73,7 @@ int host_ingress(struct __sk_buff *skb)
 			return TC_PASS;
 		return dropped_flow(skb, config, &packet, &details, REASON_OVERLAY_NOT_NODE);
 	}
-	if ((node && !(node->flags & NODE_LOCAL)) || packet.kind == PACKET_ICMP_ERROR ||
-	    !protocol_has_ports(packet.protocol))
+	if ((node && !(node->flags & NODE_LOCAL)) || !protocol_has_ports(packet.protocol))
 		return TC_PASS;
 
 	known = translation_find(&packet, TRANSLATION_REQUEST);
@@ -83,6 +82,8 @@ int host_ingress(struct __sk_buff *skb)
 		to = *known;
 		return external_forward(skb, config, &packet, &to, &details);
 	}
+	if (packet.kind == PACKET_ICMP_ERROR)
+		return TC_PASS;
 	client.client = packet.source;
 	choice = service_choose(&packet.destination, packet.destination_port, packet.protocol, SCOPE_EXTERNAL, node != 0,
 				&client);

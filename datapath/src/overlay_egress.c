@@ -36,6 +36,6 @@ int overlay_egress(struct __sk_buff *skb)
 	if (!cache || addr_is_zero(&cache->tunnel))
 		return dropped(skb, REASON_NO_ENDPOINT, PLACE_OVERLAY);
 	if (deliver_set_tunnel(skb, &cache->tunnel, IDENTITY_REMOTE_NODE))
-		return dropped(skb, REASON_TUNNEL_FAILED, PLACE_OVERLAY);
+		return dropped(skb, REASON_REWRITE_FAILED, PLACE_OVERLAY);
 	return passed(skb, REASON_TO_OVERLAY, PLACE_OVERLAY, TC_PASS);
 }

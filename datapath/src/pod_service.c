@@ -84,7 +84,7 @@ int pod_service(struct __sk_buff *skb)
 		if (reason)
 			return service_refuse(skb, config, &packet, &details, reason);
 	}
-	if (rewrite_tuple(skb, &packet, &to))
+	if (rewrite_tuple(skb, &packet, &to, TRANSLATION_REQUEST))
 		return dropped(skb, REASON_REWRITE_FAILED, PLACE_POD_EGRESS);
 	count(REASON_SERVICE_TRANSLATED, PLACE_POD_EGRESS, packet.length);
 	if (addr_equal(&packet.source, &config->loopback))

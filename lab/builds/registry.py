@@ -14,7 +14,7 @@ _SIGNS = re.compile(
     r"|network is unreachable|no route to host|temporary failure (?:in name resolution|resolving)"
     r"|name or service not known|failed to establish a new connection|handshake (?:failure|timeout)"
     r"|proxyerror|max retries exceeded|read timed out|could not (?:resolve|connect to)"
-    r"|failed to fetch|\b50[234] |http error 50[234]|unexpected eof",
+    r"|failed to fetch|from versions: none|\b50[234] |http error 50[234]|unexpected eof",
     re.IGNORECASE,
 )
 

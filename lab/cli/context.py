@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -18,6 +19,9 @@ from lab.render import Rendered
 from lab.steps import Steps
 
 KEPT_RUNS = 10
+
+#: Settings of the user's that hold for root too: where things are, how registries are reached.
+_KEPT = re.compile(r"(UNDERPASS|PIP|GO|SSL_CERT)[A-Z_]*$|.*_(proxy|PROXY)$|(NO_COLOR|TERM|CI)$")
 
 
 @dataclass
@@ -82,6 +86,10 @@ def become_root() -> None:
 
     if not shutil.which("sudo"):
         die("this needs root, and there is no sudo", hint="run it as root", code=ExitCode.HOST)
-    keep = {"UNDERPASS_CACHE": str(paths.cache()), "UNDERPASS_STATE": str(paths.state())}
-    settings = [f"{key}={value}" for key, value in keep.items()]
-    os.execvp("sudo", ["sudo", "--", "env", *settings, sys.executable, "-m", "lab", *sys.argv[1:]])  # noqa: S606
+    for name, folder in (("UNDERPASS_CACHE", paths.cache()), ("UNDERPASS_STATE", paths.state())):
+        folder.mkdir(parents=True, exist_ok=True)  # as the user: ~/.cache and the like stay theirs
+        os.environ[name] = str(folder)
+    # By name: values, such as a proxy's password, would show in the list of processes.
+    kept = ",".join(name for name in os.environ if _KEPT.match(name))
+    words = ["sudo", f"--preserve-env={kept}", "--", sys.executable, "-m", "lab", *sys.argv[1:]]
+    os.execvp("sudo", words)  # noqa: S606

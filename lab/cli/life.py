@@ -143,14 +143,8 @@ def _show(options: Context, outcome: Outcome) -> None:
     lab = outcome.lab
     data: list[dict[str, Any]] = outcome.to_dict()["nodes"]
     table(data, ["name", "roles", "address", "ready", "reason"])
-    waiting = [node.name for node in outcome.nodes if not node.ready]
     print()
     print(f"Lab {lab.id} is up: Kubernetes {lab.kubernetes_version} at {lab.api_url}")
-    if waiting:
-        print(
-            f"{', '.join(waiting)} not Ready: this release brings no pod network yet, so pods with an "
-            "address of their own wait; host-network pods run."
-        )
     print(f"{outcome.changed} things changed." if outcome.changed else "Nothing had to change.")
     which = "" if lab.id == "demo" else f"--lab {lab.id} "
     print("\nNext:")

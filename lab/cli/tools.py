@@ -43,6 +43,7 @@ def register(app: typer.Typer) -> None:
 
 def doctor_(context: typer.Context) -> None:
     """Find out, by trying, whether this host can run the lab; say what is wrong and how to mend it."""
+    become_root()
     options: Context = context.obj
     findings = doctor.examine(rendering.render(load(options.lab_file())))
     if options.output is not Format.TABLE:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import stat
@@ -12,7 +13,7 @@ from pathlib import Path
 from lab import builds, paths
 from lab.doctor.finding import Probe, Seen, fail, ok
 from lab.doctor.present import running
-from lab.doctor.scratch import folder, mount, nearest, with_private_mounts
+from lab.doctor.scratch import MAKE_PRIVATE, UNSHARE_MOUNTS, folder, mount, nearest, with_private_mounts
 from lab.render import Rendered
 from lab.store.space import human
 
@@ -27,6 +28,14 @@ RUNNING_NODE_BYTES = GIB // 4
 
 #: The features that the provider turns off, so that a disk may be put onto a rebuilt image.
 OVERLAY_OPTIONS = "redirect_dir=off,metacopy=off,index=off,xino=off"
+
+
+#: Cause and fix where mounting itself is refused.
+NO_RIGHTS = (
+    "mounts cannot be made here",
+    "run as root of the machine itself; a container needs CAP_SYS_ADMIN and its own mounts, a chroot a mount "
+    "at its root",
+)
 
 
 def probes(lab: Rendered) -> list[Probe]:
@@ -69,6 +78,8 @@ def overlay() -> Seen:
             if not stat.S_ISCHR((top / "upper" / "removed").lstat().st_mode):
                 raise OSError("a removed file left no mark in the upper layer")
         except OSError as fault:
+            if _without_rights(fault):
+                return fail(f"{where}: {fault}", *NO_RIGHTS)
             return fail(
                 f"{where}: {fault}",
                 "the file system there cannot carry an overlay's layers "
@@ -96,12 +107,19 @@ def bpffs() -> Seen:
         try:
             with_private_mounts(try_it)
         except OSError as fault:
+            if _without_rights(fault):
+                return fail(str(fault), *NO_RIGHTS)
             return fail(
                 str(fault),
                 "the kernel refused a BPF file system, in which a node pins its programs and maps",
-                "use a kernel with CONFIG_BPF_SYSCALL, as root of the machine itself",
+                "use a kernel with CONFIG_BPF_SYSCALL",
             )
     return ok("mounted and removed")
+
+
+def _without_rights(fault: OSError) -> bool:
+    """Whether it was not the file system that was refused, but mounting at all."""
+    return fault.errno in (errno.EPERM, errno.EACCES) or fault.filename in (UNSHARE_MOUNTS, MAKE_PRIVATE)
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,10 @@ from lab.providers.nspawn.machine import ENVIRONMENT, PROGRAM, SYSTEM_CALLS
 from lab.run import run
 
 SECONDS = 20.0
+RIGHTS = (
+    "use a machine of your own or a full virtual machine: inside another container, nspawn needs "
+    "all capabilities, writable control groups and no system call filter"
+)
 
 #: Programs that matter only while artifacts are missing, or to the test suite alone.
 _TO_BUILD = {"mmdebstrap", "buildah", "gcc"}
@@ -72,6 +76,13 @@ def _version(text: str) -> str:
 
 def container() -> Seen:
     """Start a container on the host's own /usr, with the rights of a node, and let it say a word."""
+    try:
+        return _start()
+    except LabError as fault:
+        return fail(fault.message, "a container cannot even be prepared here", fault.hint or RIGHTS)
+
+
+def _start() -> Seen:
     with folder(paths.state()) as root, own("nspawn") as groups, namespace() as network:
         binds = _tree(root)
         groups_ = [str(group) for _, group in groups]
@@ -94,8 +105,7 @@ def container() -> Seen:
             return fail(
                 f"{fault.message}: {said}"[:600],
                 "systemd-nspawn cannot start a container here",
-                "use a machine of your own or a full virtual machine: inside another container, nspawn needs "
-                "all capabilities, writable control groups and no system call filter",
+                RIGHTS,
             )
     if done.stdout.strip() != "alive":
         return fail(repr(done.stdout), "a container started but did not run its program", "see `dmesg`")

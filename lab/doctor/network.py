@@ -28,7 +28,7 @@ from lab.render import Rendered
 
 ALIAS = "underpass-doctor"
 
-CONNECT_SECONDS = 1.0
+CONNECT_SECONDS = 3.0  # the kernel repeats a lost packet after 1 s
 TURN_SECONDS = 10.0
 UP_SECONDS = 5.0
 
@@ -118,7 +118,8 @@ def _topology(addresses: Addresses) -> Iterator[Cabled]:
         for number, node in enumerate(nodes):
             others = [addresses.host, addresses.nodes[1 - number]]
             inside(node, lambda mine=addresses.nodes[number], others=others: _settle(mine, others))  # type: ignore[misc]
-        for there, name in ((None, link), (switch, "bridge"), *((node, "eth0") for node in nodes)):
+        of_switch = [(switch, name) for name in ("uplink", "node0", "node1", "bridge")]
+        for there, name in ((None, link), *of_switch, *((node, "eth0") for node in nodes)):
             if not inside(there, lambda name=name: until(lambda: _is_up(name), UP_SECONDS)):  # type: ignore[misc]
                 raise TimeoutError(f"the probe's link {name} did not come up within {UP_SECONDS:g} s")
         yield Cabled(nodes, link)

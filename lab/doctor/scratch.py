@@ -21,6 +21,10 @@ T = TypeVar("T")
 #: How the doctor's own things on a file system begin; the process follows.
 PREFIX = ".underpass-doctor."
 
+#: What is said to have been refused when mounts cannot be made at all.
+UNSHARE_MOUNTS = "unshare the mount namespace"
+MAKE_PRIVATE = "make mounts private"
+
 CLONE_NEWNS = 0x00020000
 CLONE_NEWNET = 0x40000000
 
@@ -85,8 +89,8 @@ def with_private_mounts(work: Callable[[], T]) -> T:
     ms_rec, ms_private = 16384, 1 << 18
 
     def entered() -> T:
-        check(libc.unshare(CLONE_NEWNS), "unshare the mount namespace")
-        check(libc.mount(b"none", b"/", b"none", ms_rec | ms_private, None), "make mounts private")
+        check(libc.unshare(CLONE_NEWNS), UNSHARE_MOUNTS)
+        check(libc.mount(b"none", b"/", b"none", ms_rec | ms_private, None), MAKE_PRIVATE)
         return work()
 
     return in_thread(entered)

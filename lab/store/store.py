@@ -28,6 +28,9 @@ from lab.steps import Step, Steps, current_step
 from lab.store import space, tree
 from lab.store.artifact import Artifact, Building, Manifest, Recipe
 
+#: What is mounted, as this process sees it.
+MOUNTS = Path("/proc/self/mountinfo")
+
 SHOWN = 10
 
 
@@ -125,7 +128,7 @@ class Store:
                 step.say(f"another build of {artifact.name} is running{_pid(holder)}, waiting")
             lock.acquire(timeout=-1, poll_interval=0.2)
         try:
-            write_atomic(holder, f"{os.getpid()}\n")
+            holder.write_text(f"{os.getpid()}\n", encoding="ascii")
             yield
         finally:
             holder.unlink(missing_ok=True)
@@ -140,9 +143,11 @@ class Store:
 
     def publish(self, artifact: Artifact, folder: Path, manifest: Manifest) -> None:
         """Make the finished `folder` (in `tmp/`) the entry, in one rename; its lock must be held."""
-        write_atomic(artifact.manifest_file, manifest.to_json(), 0o644)
+        written = folder.with_name("manifest.json")
+        write_atomic(written, manifest.to_json(), 0o644)
         # What was written must be on the disk before the name says that it is complete.
         run(["sync", "--file-system", folder], code=ExitCode.HOST)
+        written.replace(artifact.manifest_file)
         folder.rename(artifact.path)
 
     def put_aside(self, artifact: Artifact) -> None:
@@ -168,18 +173,26 @@ class Store:
         return removed
 
     def clean(self, keep: set[str]) -> int:
-        """Remove the entries (folder names) that are not in `keep`, and all that was put aside."""
+        """Remove the entries (folder names) that are not in `keep`, and all that was put aside; how many.
+
+        What is mounted, by a running node, stays.
+        """
+        mounts = MOUNTS.read_text(encoding="utf-8")
         removed = self.sweep()
         listed = self.entries.iterdir() if self.entries.is_dir() else ()
         for entry in sorted({path.name.removesuffix(".json") for path in listed} - keep):
+            if entry in mounts:
+                continue
             name, _, key = entry.rpartition("-")
             with self.locked(self.entry(name, key)):
-                remove(self.entries / entry)
                 remove(self.entries / f"{entry}.json")
+                remove(self.entries / entry)
             removed += 1
         for folder in self.quarantine.iterdir() if self.quarantine.is_dir() else ():
-            remove(folder)
-            removed += 1
+            # A mount goes on under the name that the folder had when it was mounted.
+            if folder.name.partition(".")[0] not in mounts:
+                remove(folder)
+                removed += 1
         return removed
 
     def _make_folders(self) -> None:
@@ -243,9 +256,10 @@ class Store:
 
 def _pid(holder: Path) -> str:
     try:
-        return f" (process {holder.read_text(encoding='ascii').strip()})"
+        pid = holder.read_text(encoding="ascii").strip()
     except FileNotFoundError:
         return ""
+    return f" (process {pid})" if pid else ""
 
 
 @contextmanager
@@ -266,7 +280,7 @@ def remove(folder: Path) -> None:
     inside = f"{folder.resolve()}/"
     mounts = [
         line.split()[4].encode().decode("unicode_escape")
-        for line in Path("/proc/self/mountinfo").read_text(encoding="utf-8").splitlines()
+        for line in MOUNTS.read_text(encoding="utf-8").splitlines()
     ]
     if held := [mount for mount in mounts if mount.startswith(inside)]:
         die(

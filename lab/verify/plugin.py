@@ -45,13 +45,8 @@ def _promise(item: pytest.Item, report: pytest.TestReport) -> dict[str, str]:
     doc = getattr(getattr(item, "obj", None), "__doc__", None) or item.name.replace("_", " ")
     seen = [str(value) for key, value in report.user_properties if key == "evidence"]
     if report.failed:
-        seen.append(
-            str(
-                report.longrepr.reprcrash.message
-                if hasattr(report.longrepr, "reprcrash")
-                else report.longrepr
-            ).splitlines()[0]
-        )
+        crash = getattr(report.longrepr, "reprcrash", None)
+        seen.append(str(crash.message if crash else report.longrepr).splitlines()[0])
     elif report.skipped and isinstance(report.longrepr, tuple):
         seen.append(str(report.longrepr[2]))
     suffix = item.name.partition("[")[2].rstrip("]")

@@ -11,6 +11,10 @@ from tests.bpf.fabric import OPEN, Fabric, Pod
 from tests.bpf.sandbox import Node, Sandbox
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "last: runs after all others")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The test of what was covered comes last."""
     items.sort(key=lambda item: item.get_closest_marker("last") is not None)

@@ -6,6 +6,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator
 
+from datapath import libbpf, tables
 from datapath.constants import Place
 from tests.bpf.sandbox import Node
 
@@ -32,4 +33,19 @@ def counted(node: Node, label: str, place: Place, times: int = 1, *, exactly: bo
         )
     else:
         assert node.maps.metrics.get(label, place) - before == times, f"{label} at {place.name}"
-    hit.add(label)
+    if times:
+        hit.add(label)
+
+
+@contextlib.contextmanager
+def events(node: Node) -> Iterator[list[tables.FlowEvent]]:
+    """The flow events that a node reports meanwhile; complete when the block ends."""
+    found: list[tables.FlowEvent] = []
+    reader = libbpf.RingReader(node.maps.events_fd, lambda raw: found.append(tables.FlowEvent.unpack(raw)))
+    reader.consume()
+    found.clear()
+    try:
+        yield found
+        reader.consume()
+    finally:
+        reader.close()

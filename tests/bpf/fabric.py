@@ -5,8 +5,7 @@ from __future__ import annotations
 import dataclasses
 import ipaddress
 import itertools
-import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from datapath import links, tables
@@ -137,7 +136,8 @@ class Fabric:
 
     OUTSIDE = ipaddress.IPv4Address("192.168.77.200")
 
-    def __init__(self, sandbox: Sandbox, names: list[str]) -> None:
+    def __init__(self, sandbox: Sandbox, names: list[str], loader: Sequence[str] = ()) -> None:
+        """loader: how to start the loader, if not as ever."""
         self.switch = Switch()
         self.outside = Namespace.make()
         self.switch.plug(self.outside, self.OUTSIDE)
@@ -145,7 +145,7 @@ class Fabric:
         for node in self.nodes:
             self.switch.plug(node.namespace, node.address)
             node.write_config()
-            node.up()
+            node.up(*loader)
             with node.namespace.entered():
                 links.ensure_router(links.ifindex("underpass0"), node.router, POD_RANGE)
             node.maps.write_config(dataclasses.replace(node.config(), router=node.router))
@@ -196,6 +196,6 @@ class Fabric:
     def close(self) -> None:
         """Give the namespaces back."""
         for node in self.nodes:
-            os.close(node.namespace.descriptor)
+            node.close()
         self.outside.close()
         self.switch.namespace.close()

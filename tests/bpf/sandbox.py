@@ -1,8 +1,8 @@
 """Where the BPF tests run: a private mount namespace with the node image, and nodes made of namespaces.
 
-The loader runs as it does on a node, inside the node image (BCC is there), by chroot in a mount namespace of its own.
-The tests run outside, with the controller's Python, and reach the pinned maps and programs through /proc/PID/root.
-When the holder process ends, mounts, namespaces and everything pinned are gone.
+The loader runs as it does on a node, inside the node image (BCC is there), by chroot in a mount namespace
+of its own. The tests run outside, with the controller's Python, and reach the pinned maps and programs
+through /proc/PID/root. When the holder process ends, mounts, namespaces and everything pinned are gone.
 """
 
 from __future__ import annotations
@@ -124,20 +124,6 @@ class Sandbox:
             raise RuntimeError(f"{command} exited with {done.returncode}:\n{done.stdout}{done.stderr}")
         return done
 
-    @contextlib.contextmanager
-    def in_cgroup(self) -> Iterator[None]:
-        """Sockets made inside belong to the cgroup that the socket programs are attached to."""
-        before = next(
-            line.split("::", 1)[1]
-            for line in Path("/proc/self/cgroup").read_text().splitlines()
-            if line.startswith("0::")
-        )
-        (self.cgroup / "cgroup.procs").write_text(str(os.getpid()))
-        try:
-            yield
-        finally:
-            (_cgroup_root() / before.lstrip("/") / "cgroup.procs").write_text(str(os.getpid()))
-
 
 class Node:
     """A node: a network namespace with one device (`eth0`), and its own pinned maps and programs."""
@@ -150,6 +136,8 @@ class Node:
         self.pod_range = ipaddress.IPv4Network(f"10.244.{number}.0/24")
         self.router = ipaddress.IPv4Address(f"10.244.{number}.1")
         self.namespace = Namespace.make()
+        self.cgroup = sandbox.cgroup / name
+        self.cgroup.mkdir()
         self.inner_pins = Path("/sys/fs/bpf") / name
         self.pins = sandbox.root / str(self.inner_pins).lstrip("/")
         self._config = sandbox.root / "run" / f"{name}.json"
@@ -161,7 +149,7 @@ class Node:
             "devices": ["eth0"],
             "pod_range": str(POD_RANGE),
             "service_range": str(SERVICE_RANGE),
-            "cgroup": str(self.sandbox.cgroup),
+            "cgroup": str(self.cgroup),
             "pins": str(self.inner_pins),
             "state": f"/run/{self.name}/datapath.json",
             **more,
@@ -182,11 +170,33 @@ class Node:
             check=check,
         )
 
-    def up(self) -> dict[str, Any]:
-        """Load programs and maps; opens the maps."""
-        result: dict[str, Any] = json.loads(self.loader("up").stdout)
-        self.maps: Maps = open_maps(self.pins)
+    def up(self, *command: str) -> dict[str, Any]:
+        """Load programs and maps; opens the maps. command: another way to run the loader."""
+        if command:
+            done = self.sandbox.run(self.namespace, *command, f"/run/{self._config.name}")
+        else:
+            done = self.loader("up")
+        result: dict[str, Any] = json.loads(done.stdout)
+        self.reopen()
         return result
+
+    def reopen(self) -> None:
+        """Open the maps that are pinned now."""
+        self.maps: Maps = open_maps(self.pins)
+
+    @contextlib.contextmanager
+    def in_cgroup(self) -> Iterator[None]:
+        """Sockets made inside belong to the cgroup that the socket programs are attached to."""
+        before = next(
+            line.split("::", 1)[1]
+            for line in Path("/proc/self/cgroup").read_text().splitlines()
+            if line.startswith("0::")
+        )
+        (self.cgroup / "cgroup.procs").write_text(str(os.getpid()))
+        try:
+            yield
+        finally:
+            (_cgroup_root() / before.lstrip("/") / "cgroup.procs").write_text(str(os.getpid()))
 
     def program(self, name: str) -> int:
         """Descriptor of a pinned program."""
@@ -195,6 +205,10 @@ class Node:
     def attach_pod(self, index: int) -> None:
         with self.namespace.entered():
             attach.attach_pod(index, self.pins)
+
+    def close(self) -> None:
+        self.namespace.close()
+        self.cgroup.rmdir()
 
     def config(self) -> tables.Config:
         config = self.maps.read_config()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ from lab.labfile import parse
 from lab.paths import ROOT
 from lab.render import Rendered, RenderedNode
 from tests.lab.command import LabCommand
+from tests.lab.pods import Pods
 
 pytest_plugins: list[str] = []
 
@@ -101,10 +103,31 @@ def control_plane(lab: Rendered) -> Any:
     return connect(lab, lab.control_plane)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def cluster(lab: Rendered) -> Cluster:
     """The lab's Kubernetes."""
     return Cluster(lab, builds.locate()["kubernetes"].path / "bin")
+
+
+@pytest.fixture(scope="session")
+def pods(lab: Rendered, cluster: Cluster) -> Iterator[Pods]:
+    """Pods a-0, a-1 on the first node and b-0, b-1 on the second, in a namespace of their own."""
+    pods = Pods(cluster, "verify", toolbox())
+    pods.create()
+    for node, letter in zip(lab.nodes, "ab", strict=False):
+        for number in range(2):
+            pods.run(f"{letter}-{number}", node.name, labels={"set": "servers"})
+    try:
+        pods.ready()
+        yield pods
+    finally:
+        pods.remove()
+
+
+def toolbox() -> str:
+    """The name of the lab's own image for test pods, which every node has."""
+    index: dict[str, str] = json.loads((builds.locate()["images"].path / "index.json").read_text())
+    return next(name for name in index.values() if "toolbox" in name)
 
 
 def connect(lab: Rendered, node: RenderedNode) -> Any:

@@ -109,6 +109,20 @@ def test_what_is_rendered_can_be_read_again() -> None:
     assert render.from_json(json.loads(json.dumps(render.to_json(rendered)))) == rendered
 
 
+def test_no_lab_and_node_together_give_anothers_name() -> None:
+    """Lab `a` with node `b-c` and lab `a-b` with node `c` are four different things."""
+    seen: set[str] = set()
+    for lab_id, node in (("a", "b-c"), ("a-b", "c"), ("a-b-c", "d")):
+        text = HEAD.replace("demo", lab_id) + f"nodes:\n  - {{name: {node}, roles: [control-plane]}}\n"
+        lab, _ = labfile.parse(text)
+        assert lab is not None
+        made = render.render(lab)
+        names = {made.switch, made.nodes[0].machine}
+        assert len(names) == 2
+        assert not names & seen
+        seen |= names
+
+
 def test_two_ids_share_no_name() -> None:
     def names(lab_id: str) -> set[str]:
         lab, _ = labfile.parse(HEAD.replace("demo", lab_id))

@@ -295,3 +295,17 @@ def test_remove_takes_a_link_and_not_what_it_leads_to(tmp_path: Path) -> None:
     remove(tmp_path / "link")
     remove(tmp_path / "gone")
     assert [path.name for path in tmp_path.iterdir()] == ["kept"]
+
+
+def test_clean_leaves_what_is_mounted(store: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    builder = Builder()
+    used = made(store, builder)
+    spoil_content(used.path)
+    made(store, builder)  # the damaged one, on which a node runs, is put aside
+    mountinfo = tmp_path / "mountinfo"
+    mountinfo.write_text(f"42 1 0:7 / /run/node rw - overlay overlay rw,lowerdir={used.path}/rootfs\n")
+    monkeypatch.setattr("lab.store.store.MOUNTS", mountinfo)
+    assert store.clean(set()) == 0
+    assert store.there(used) and len(list(store.quarantine.iterdir())) == 1
+    mountinfo.write_text("")
+    assert store.clean(set()) == 2

@@ -128,3 +128,4 @@ def test_a_kill_at_any_moment_leaves_the_entry_whole_or_absent(
     store.verify(made)
     assert len(made.manifest.files) == FILES + 1
     assert list(store.tmp.iterdir()) == []
+    assert {path.name for path in store.entries.iterdir()} == {made.path.name, made.manifest_file.name}

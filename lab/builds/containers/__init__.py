@@ -35,7 +35,7 @@ TOOLBOX_PACKAGES = (
     "iputils-ping",
     "netcat-openbsd",
     "procps",
-    "python3-minimal",
+    "python3",
     "tcpdump",
 )
 

@@ -112,11 +112,12 @@ class Machine:
         return machine in words  # a zombie has no words
 
     def init_pid(self) -> int | None:
-        """The node's own init, as the host numbers it; None while the node is off."""
+        """The node's own init, as the host numbers it; None until the node has one."""
         nspawn = self.pid()
         if nspawn is None:
             return None
-        return next((pid for pid in self._cgroups.processes() if _parent(pid) == nspawn), None)
+        children = [pid for pid in self._cgroups.processes() if _parent(pid) == nspawn]
+        return next((pid for pid in children if not self._is_nspawn(pid)), None)
 
     def launch(self, image: Path, store: Path) -> None:
         """Start the node on `image`. Cgroups, network and disk are ready; returns before it has booted."""

@@ -53,6 +53,7 @@ def inside(namespace: str | None, work: Callable[[Any], T]) -> T:
         try:
             if namespace is not None:
                 netns.setns(str(NAMESPACES / namespace), flags=0, fork=False)
+                _refuse_the_hosts_own(namespace)
             with IPRoute() as route:
                 answer.append(work(route))
         except BaseException as fault:
@@ -70,6 +71,16 @@ def inside(namespace: str | None, work: Callable[[Any], T]) -> T:
             )
         raise faults[0]
     return answer[0]
+
+
+def _refuse_the_hosts_own(namespace: str) -> None:
+    """Make sure that a name does not stand for the host's namespace, whose links are nobody's to change."""
+    if Path("/proc/thread-self/ns/net").samefile("/proc/self/ns/net"):
+        die(
+            f"the network namespace {namespace} is the host's own",
+            hint=f"`ip netns del {namespace}` takes the name off; then try again",
+            code=ExitCode.NODE,
+        )
 
 
 class Network:
@@ -166,6 +177,8 @@ def _ensure_namespace(name: str, pid: int | None = None) -> int:
     """Make a named namespace, or give the one that process `pid` lives in its name back."""
     path = NAMESPACES / name
     with _names():
+        if pid is not None and not _has_left_ours(pid):
+            pid = None  # it is not in the node's yet
         if _is_namespace(path) and (pid is None or path.samefile(f"/proc/{pid}/ns/net")):
             return 0
         if path.exists():
@@ -175,6 +188,14 @@ def _ensure_namespace(name: str, pid: int | None = None) -> int:
         else:
             _make(name)
     return 1
+
+
+def _has_left_ours(pid: int) -> bool:
+    """Whether a process lives, and in another network namespace than we."""
+    try:
+        return not Path(f"/proc/{pid}/ns/net").samefile("/proc/self/ns/net")
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def _make(name: str) -> None:

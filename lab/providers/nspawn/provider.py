@@ -77,11 +77,11 @@ class Nspawn(Provider):
         changed += self._disks.remember(Made({node.name: node for node in self.lab.nodes}, store))
         changed += self._network.ensure_switch()
         for node in self.lab.nodes:
-            pid = self._machine(node).init_pid()
-            if pid is None:
+            machine = self._machine(node)
+            if machine.pid() is None:
                 changed += self._disks.make(node.name, image)
                 continue
-            changed += self._network.ensure_node(node, pid)
+            changed += self._network.ensure_node(node, machine.init_pid())
             changed += self._cgroups(node).limit(node.cpus, node.memory)
             if self._disks.image(node.name) != image:
                 _say(

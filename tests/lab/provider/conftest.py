@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -28,23 +29,20 @@ def image() -> Path:
     return builds.build_all(Steps(), only={"node-image"})["node-image"].path
 
 
+ONE: dict[str, Any] = {"name": "one", "roles": ["control-plane", "worker"]}
+TWO: dict[str, Any] = {"name": "two", "roles": ["worker"], "cpus": 1.5, "memory": "1GiB"}
+
+
+def rendered(provider: str, *nodes: dict[str, Any]) -> Rendered:
+    """The bare lab as a lab file with these nodes would have it."""
+    file = {"apiVersion": "underpass.dev/v1", "kind": "Lab", "id": LAB_ID, "provider": provider}
+    return rendering.render(LabFile.model_validate({**file, "nodes": nodes}))
+
+
 @pytest.fixture(scope="session", params=PROVIDERS)
 def bare(request: pytest.FixtureRequest) -> Iterator[Rendered]:
     """A lab with keys and rendered files, and nothing made."""
-    lab = rendering.render(
-        LabFile.model_validate(
-            {
-                "apiVersion": "underpass.dev/v1",
-                "kind": "Lab",
-                "id": LAB_ID,
-                "provider": request.param,
-                "nodes": [
-                    {"name": "one", "roles": ["control-plane", "worker"]},
-                    {"name": "two", "roles": ["worker"], "cpus": 1.5, "memory": "1GiB"},
-                ],
-            }
-        )
-    )
+    lab = rendered(request.param, ONE, TWO)
     make_provider(lab).destroy()
     lab.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     keys.ensure(lab)

@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,6 +17,7 @@ from lab.providers.base import NodeState, Provider
 from lab.providers.nspawn import Nspawn
 from lab.providers.nspawn.cgroups import Cgroups
 from lab.providers.nspawn.settings import WANTED
+from lab.render import Rendered
 from lab.steps import side_by_side
 from tests.lab.provider.conftest import on, states
 from tests.lab.waiting import until
@@ -39,6 +43,69 @@ def test_nodes_come_back_after_all_their_processes_were_killed(running: Provider
         assert side_by_side(running.start, running.lab.nodes) == len(running.lab.nodes)
         for node in running.lab.nodes:
             assert on(running, node, "cat /root/synced; systemctl is-system-running") == "safe\nrunning"
+
+
+START = """
+import sys
+from pathlib import Path
+from lab import render
+from lab.providers import provider
+from lab.render import Rendered
+from lab.steps import side_by_side
+
+made = provider(render.read(sys.argv[1]))
+image = Path(sys.argv[2])
+made.create(image, image.parent)
+side_by_side(made.start, made.lab.nodes)
+"""
+
+MOMENTS: dict[str, Callable[[Rendered], bool]] = {
+    "the switch is made": lambda lab: Path("/run/netns", lab.switch).exists(),
+    "the first disk is made": lambda lab: (lab.folder / "nodes/disks" / lab.nodes[0].name).exists(),
+    "a node's namespace is made": lambda lab: Path("/run/netns", lab.nodes[0].machine).exists(),
+    "a node's cgroups are made": lambda lab: bool(Cgroups(lab.nodes[0].cgroup).existing()),
+    "a node's first process is there": lambda lab: bool(Cgroups(lab.nodes[0].cgroup).processes()),
+}
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_start_killed_at_any_moment_is_finished_by_the_next(
+    provider: Provider, image: Path, moment: str
+) -> None:
+    lab = provider.lab
+    provider.destroy()
+    deadline = time.monotonic() + 30
+    with subprocess.Popen([sys.executable, "-c", START, lab.id, str(image)]) as killed:
+        while not MOMENTS[moment](lab):
+            assert killed.poll() is None, "it ended before the moment came"
+            assert time.monotonic() < deadline
+        killed.kill()
+    provider.create(image, image.parent)
+    side_by_side(provider.start, lab.nodes)
+    assert states(provider) == {NodeState.RUNNING}
+    assert provider.create(image, image.parent) == 0
+    for node in lab.nodes:
+        assert on(provider, node, "hostname") == node.name
+
+
+@pytest.mark.parametrize("moment", ["the first cgroup is gone", "the disks begin to go"])
+def test_a_destroy_killed_at_any_moment_is_finished_by_the_next(running: Provider, moment: str) -> None:
+    lab = running.lab
+    gone: dict[str, Callable[[], bool]] = {
+        "the first cgroup is gone": lambda: (
+            not all(folder.is_dir() for node in lab.nodes for folder in Cgroups(node.cgroup).folders())
+        ),
+        "the disks begin to go": lambda: (
+            not all((lab.folder / "nodes/disks" / node.name / "image.json").exists() for node in lab.nodes)
+        ),
+    }
+    script = START.split("image =", maxsplit=1)[0] + "made.destroy()"
+    with subprocess.Popen([sys.executable, "-c", script, lab.id]) as killed:
+        while not gone[moment]() and killed.poll() is None:
+            continue
+        killed.kill()
+    running.destroy()
+    assert running.leftovers() == []
 
 
 def test_nodes_come_back_after_the_host_lost_everything_but_its_disk(stopped: Provider, image: Path) -> None:
@@ -165,6 +232,22 @@ def test_a_lost_name_of_a_running_nodes_namespace_is_given_back(running: Provide
     seen = subprocess.run(["ip", "-n", node.machine, "addr"], capture_output=True, text=True, check=True)
     assert node.address in seen.stdout
     assert on(running, node, "hostname") == node.name
+
+
+def test_a_name_that_stands_for_the_hosts_own_network_is_refused(stopped: Provider, image: Path) -> None:
+    lab = stopped.lab
+    subprocess.run(["ip", "netns", "del", lab.switch], check=True)
+    subprocess.run(["ip", "netns", "attach", lab.switch, str(os.getpid())], check=True)
+    before = subprocess.run(["ip", "link"], capture_output=True, text=True, check=True).stdout
+    try:
+        with pytest.raises(LabError, match="is the host's own") as refused:
+            stopped.create(image, image.parent)
+        assert refused.value.hint
+        after = subprocess.run(["ip", "link"], capture_output=True, text=True, check=True).stdout
+        assert after == before
+    finally:
+        subprocess.run(["ip", "netns", "del", lab.switch], check=True)
+    assert stopped.create(image, image.parent) > 0
 
 
 def test_a_lost_address_and_route_are_set_again(running: Provider, image: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from lab.render import RenderedNode
@@ -63,8 +64,8 @@ def test_bpf_file_system_is_the_nodes_own(host: Any, node: RenderedNode, evidenc
         host.check_output("rmdir %s", mark)
 
 
-def test_vxlan_devices_can_be_made(host: Any, evidence: Evidence) -> None:
-    """The node can make a VXLAN device, for traffic between nodes"""
-    host.check_output("ip link add up-verify type vxlan external dstport 0")
-    host.check_output("ip link del up-verify")
-    evidence("made and removed")
+def test_the_overlay_takes_each_packets_own_tunnel(host: Any, evidence: Evidence) -> None:
+    """The node's VXLAN device takes the tunnel of each packet from the datapath (external mode)"""
+    devices = json.loads(host.check_output("ip -j -d link show type vxlan"))
+    evidence([device["ifname"] for device in devices])
+    assert [device["linkinfo"]["info_data"].get("external") for device in devices] == [True]

@@ -1,70 +1,20 @@
-#!/usr/bin/python
 # SPDX-License-Identifier: Apache-2.0
-"""Node side of the action `underpass_tree`: makes a set of files, links and directories be there."""
+"""A set of files, links and directories on a node: compared, mended, remembered, removed.
+
+Part of `underpass_part`; runs on the node. Nothing outside Python's own library.
+"""
 
 from __future__ import annotations
 
-DOCUMENTATION = r"""
-module: underpass_tree
-short_description: Makes a named set of files, links and directories be as given
-description:
-  - Compares a whole set of paths with what is on the node and mends what differs, in one call.
-  - The set has a name. Its paths are remembered on the node, so that what a later release no longer
-    ships is removed, and so that O(state=absent) needs no list.
-  - Called through the action of the same name, which renders templates and reads files. It is
-    described there what a role writes.
-options:
-  name:
-    description: Name of the set.
-    type: str
-    required: true
-  state:
-    description: Whether the set is to be there.
-    type: str
-    choices: [present, absent]
-    default: present
-  payload:
-    description:
-      - The set, packed by the action; base64 of zlib of a JSON list of entries.
-      - An entry has C(path), C(kind) (file, link or directory), C(mode) (octal text), C(data)
-        (base64, of a file), C(target) (of a link), C(secret), C(purge) (of a directory).
-    type: str
-    default: ""
-  root:
-    description: Directory that stands for C(/), for tests.
-    type: path
-    default: /
-author:
-  - Underpass
-"""
+import base64
+import json
+import os
+import shutil
+import stat
+import zlib
+from pathlib import Path
+from typing import Any
 
-EXAMPLES = r"""
-- name: Place etcd's files
-  underpass_tree:
-    name: etcd
-"""
-
-RETURN = r"""
-paths:
-  description: Paths that were written, mended or removed, or would be.
-  type: list
-  elements: str
-  returned: always
-"""
-
-import base64  # noqa: E402
-import json  # noqa: E402
-import os  # noqa: E402
-import shutil  # noqa: E402
-import stat  # noqa: E402
-import zlib  # noqa: E402
-from pathlib import Path  # noqa: E402
-from typing import Any  # noqa: E402
-
-from ansible.module_utils.basic import AnsibleModule  # noqa: E402
-
-#: Where a node remembers what is in each set.
-RECORDS = "/var/lib/underpass/trees"
 #: What half-written files are called; the next run overwrites them.
 PART = ".underpass-part"
 DIFF_LIMIT = 64 * 1024  # bytes
@@ -76,39 +26,88 @@ class Fault(Exception):
     """Something on the node stands in the way; the text says what."""
 
 
-class Tree:
-    """One set of paths below `root`. With `check`, only finds out what would be changed."""
+class Records:
+    """What a node remembers of its parts: for each a file `NAME.json` and the files that it replaced.
 
-    def __init__(self, name: str, root: str = "/", check: bool = False) -> None:
+    A record has `paths` (of the part's tree) and `units`. It lists at least what is there: more is
+    added to it before anything is made, and left out of it after everything is removed.
+    """
+
+    def __init__(self, root: str | Path = "/", check: bool = False) -> None:
+        self.folder = Path(root) / "var/lib/underpass/parts"
+        self.check = check
+
+    def read(self, name: str) -> dict[str, list[str]]:
+        """The record of a part; empty if there is none, or it cannot be read."""
+        try:
+            record = json.loads(self._file(name).read_bytes())
+            return {"paths": list(record["paths"]), "units": list(record["units"])}
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            return {"paths": [], "units": []}
+
+    def write(self, name: str, paths: set[str], units: list[str]) -> None:
+        record = {"paths": sorted(paths), "units": units}
+        if self.check or self.read(name) == record:
+            return
+        here = self._file(name)
+        part = _part(here)
+        part.write_text(json.dumps(record), encoding="utf-8")
+        part.replace(here)
+
+    def forget(self, name: str) -> None:
+        if not self.check:
+            self._file(name).unlink(missing_ok=True)
+            shutil.rmtree(self.folder / f"{name}.originals", ignore_errors=True)
+
+    def paths_of_others(self, name: str) -> set[str]:
+        """The paths of all parts but `name`."""
+        names = {file.stem for file in self.folder.glob("[!.]*.json")} - {name}
+        return {path for other in names for path in self.read(other)["paths"]}
+
+    def original(self, name: str, path: str) -> Path:
+        """Where the file is kept that was at `path` before the part came."""
+        return self.folder / f"{name}.originals" / path.lstrip("/")
+
+    def _file(self, name: str) -> Path:
+        return self.folder / f"{name}.json"
+
+
+class Tree:
+    """The paths of one part, below `root`. With `check`, only finds out what would be changed."""
+
+    def __init__(self, name: str, records: Records, root: str = "/", check: bool = False) -> None:
         self.name = name
+        self.records = records
         self.root = Path(root)
         self.check = check
         self.changed: list[str] = []
         self.diffs: list[dict[str, str]] = []
 
-    def present(self, entries: list[Entry]) -> None:
-        """Make every entry be there, then remove what the set held before and no longer does."""
-        wanted = [entry["path"] for entry in entries]
-        before = self._record(self.name)
-        # Remembered before anything is written: a run that is killed leaves nothing unknown behind.
-        self._remember(sorted({*before, *wanted}))
+    def present(self, entries: list[Entry], before: set[str]) -> None:
+        """Make every entry be there, then remove what the part had `before` and no longer has."""
+        wanted = {entry["path"] for entry in entries}
         place = {"directory": self._directory, "link": self._link, "file": self._file}
         for entry in entries:
             place[entry["kind"]](entry)
-        others = self._others()
-        for path in sorted(set(before) - set(wanted) - others, reverse=True):
+        others = self.records.paths_of_others(self.name)
+        for path in sorted(before - wanted - others, reverse=True):
             self._remove(path)
         for entry in entries:
             if entry.get("purge"):
                 self._purge(entry["path"], {*wanted, *others})
-        self._remember(sorted(wanted))
 
-    def absent(self) -> None:
-        """Remove everything that the set holds, innermost first."""
-        for path in sorted(set(self._record(self.name)) - self._others(), reverse=True):
+    def keep_originals(self, paths: set[str]) -> None:
+        """Keep what is at `paths`, before it is replaced for the first time."""
+        for path in paths:
+            here, original = self._at(path), self.records.original(self.name, path)
+            if here.is_file() and not here.is_symlink() and not original.exists() and not self.check:
+                original.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+                shutil.copy2(here, original)
+
+    def absent(self, before: set[str]) -> None:
+        """Remove what the part had `before`, innermost first; what it replaced comes back."""
+        for path in sorted(before - self.records.paths_of_others(self.name), reverse=True):
             self._remove(path)
-        if not self.check:
-            self._record_file(self.name).unlink(missing_ok=True)
 
     def _at(self, path: str) -> Path:
         if not path.startswith("/") or ".." in path.split("/"):
@@ -190,7 +189,15 @@ class Tree:
         status = _status(here)
         if status is None:
             return
-        if not stat.S_ISDIR(status.st_mode):
+        original = self.records.original(self.name, path)
+        if original.exists():
+            self._note(path, "there\n", "as it was\n")
+            if not self.check:
+                part = _part(here)
+                shutil.copy2(original, part)
+                part.replace(here)
+                original.unlink()
+        elif not stat.S_ISDIR(status.st_mode):
             self._note(path, "there\n", "")
             if not self.check:
                 here.unlink()
@@ -213,28 +220,6 @@ class Tree:
                 shutil.rmtree(child)
             else:
                 child.unlink()
-
-    def _record_file(self, name: str) -> Path:
-        return self._at(RECORDS) / f"{name}.json"
-
-    def _record(self, name: str) -> list[str]:
-        try:
-            return list(json.loads(self._record_file(name).read_bytes()))
-        except (FileNotFoundError, ValueError):
-            return []
-
-    def _others(self) -> set[str]:
-        """The paths of all other sets."""
-        names = [file.stem for file in self._at(RECORDS).glob("[!.]*.json")]
-        return {path for name in names if name != self.name for path in self._record(name)}
-
-    def _remember(self, paths: list[str]) -> None:
-        if self.check or self._record(self.name) == paths:
-            return
-        here = self._record_file(self.name)
-        part = _part(here)
-        part.write_text(json.dumps(paths), encoding="utf-8")
-        part.replace(here)
 
 
 def _status(here: Path) -> os.stat_result | None:
@@ -268,36 +253,3 @@ def _part(here: Path) -> Path:
 def unpack(payload: str) -> list[Entry]:
     """The entries in a payload of the action."""
     return list(json.loads(zlib.decompress(base64.b64decode(payload)))) if payload else []
-
-
-def main() -> None:
-    module = AnsibleModule(
-        argument_spec={
-            "name": {"type": "str", "required": True},
-            "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
-            "payload": {"type": "str", "default": "", "no_log": True},
-            "root": {"type": "path", "default": "/"},
-        },
-        supports_check_mode=True,
-    )
-    os.umask(0o022)
-    tree = Tree(module.params["name"], module.params["root"], module.check_mode)
-    try:
-        if module.params["state"] == "present":
-            tree.present(unpack(module.params["payload"]))
-        else:
-            tree.absent()
-    except Fault as fault:
-        module.fail_json(msg=str(fault), paths=tree.changed)
-    except OSError as fault:
-        module.fail_json(
-            msg=f"{fault.filename or module.params['name']}: {fault.strerror}", paths=tree.changed
-        )
-    result: dict[str, Any] = {"changed": bool(tree.changed), "paths": tree.changed}
-    if module._diff:
-        result["diff"] = tree.diffs
-    module.exit_json(**result)
-
-
-if __name__ == "__main__":
-    main()

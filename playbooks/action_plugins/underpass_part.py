@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Controller side of `underpass_tree`: what a role has to place on a node, as one set of paths.
+"""Controller side of `underpass_part`: what a role has to place on a node, and the units that read it.
 
-Taken from the role's `templates/` (each file rendered, its `.j2` cut off) and `files/` (each as it
+Paths are taken from the role's `templates/` (each file rendered, its `.j2` cut off) and `files/` (each as it
 is), where a file lies under the path that it has on the node, and from the task:
 
-    name: etcd                      # of the set; see the module
+    name: etcd                      # of the part; see the module
     files:                          # path on the node: file on this machine
       /etc/kubernetes/pki/ca.crt: "{{ underpass_lab.keys_folder }}/pki/ca.crt"
     links:                          # path on the node: where it leads
@@ -13,6 +13,7 @@ is), where a file lies under the path that it has on the node, and from the task
       /etc/kubernetes/pki: "0700"
     purge: [/opt/underpass/current] # directories of the above that hold nothing else
     secrets: ["*.key"]              # patterns of paths that are 0600 and never shown
+    units: [{name: etcd.service}]   # see the module, as for state and timeout
 
 A file is 0644, or 0755 if its source is executable. All of it goes to the node in one call, with the
 contents: comparing there costs less than a second call. Templates see the task's variables; an
@@ -37,7 +38,7 @@ from ansible.template import trust_as_template
 SUFFIX = ".j2"
 MAPPINGS = ("files", "links", "directories")
 LISTS = ("purge", "secrets")
-PLAIN = ("name", "state", "root")
+PLAIN = ("name", "state", "units", "timeout", "root")
 
 
 class ActionModule(ActionBase):
@@ -53,7 +54,7 @@ class ActionModule(ActionBase):
         if call.get("state", "present") == "present":
             call["payload"] = pack(self._entries(args, variables))
         result: dict[str, Any] = self._execute_module(
-            module_name="underpass_tree", module_args=call, task_vars=task_vars
+            module_name="underpass_part", module_args=call, task_vars=task_vars
         )
         result.pop("invocation", None)
         return result
@@ -62,26 +63,26 @@ class ActionModule(ActionBase):
         args = dict(self._task.args)
         unknown = sorted(set(args) - {*MAPPINGS, *LISTS, *PLAIN})
         if unknown:
-            raise AnsibleActionFail(f"underpass_tree knows no {', '.join(unknown)}")
+            raise AnsibleActionFail(f"underpass_part knows no {', '.join(unknown)}")
         if not args.get("name"):
-            raise AnsibleActionFail("underpass_tree needs the name of the set")
+            raise AnsibleActionFail("underpass_part needs the name of the part")
         for key in MAPPINGS:
             if not isinstance(args.get(key, {}), Mapping):
-                raise AnsibleActionFail(f"underpass_tree: {key} is a mapping of paths on the node")
+                raise AnsibleActionFail(f"underpass_part: {key} is a mapping of paths on the node")
         for key in LISTS:
             if isinstance(args.get(key, []), str | Mapping):
-                raise AnsibleActionFail(f"underpass_tree: {key} is a list")
+                raise AnsibleActionFail(f"underpass_part: {key} is a list")
         return args
 
     def _entries(self, args: dict[str, Any], variables: dict[str, Any]) -> list[dict[str, Any]]:
-        """The set, parents before children, each path once."""
+        """The paths, parents before children, each path once."""
         secrets = [str(pattern) for pattern in args.get("secrets", [])]
         purge = {str(path) for path in args.get("purge", [])}
         entries: dict[str, dict[str, Any]] = {}
 
         def add(entry: dict[str, Any]) -> None:
             if entry["path"] in entries:
-                raise AnsibleActionFail(f"{entry['path']} is in the set twice")
+                raise AnsibleActionFail(f"{entry['path']} is in the part twice")
             entries[entry["path"]] = entry
 
         def add_file(path: str, data: bytes, source: Path) -> None:
@@ -100,7 +101,7 @@ class ActionModule(ActionBase):
         for path, mode in args.get("directories", {}).items():
             add({"path": path, "kind": "directory", "mode": str(mode), "purge": path in purge})
         for path in sorted(purge - set(entries)):
-            raise AnsibleActionFail(f"{path} is to be purged, but is no directory of the set")
+            raise AnsibleActionFail(f"{path} is to be purged, but is no directory of the part")
         for path, target in args.get("links", {}).items():
             add({"path": path, "kind": "link", "target": str(target)})
         for path, name in args.get("files", {}).items():

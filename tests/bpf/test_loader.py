@@ -1,0 +1,259 @@
+"""The loader on a node: idempotent, in place, and careful with what is pinned."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import stat
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from datapath import attach, libbpf, tables
+from datapath.libbpf import AttachType, MapType
+from datapath.programs import PROGRAMS
+from tests.bpf.fabric import Fabric, Pod
+from tests.bpf.sandbox import Node, Sandbox
+from tests.bpf.talking import connected, receive
+
+
+@pytest.fixture(scope="module")
+def cluster(sandbox: Sandbox) -> Iterator[Fabric]:
+    """One node, apart from the others': these tests break it."""
+    made = Fabric(sandbox, ["loader"])
+    yield made
+    made.nodes[0].write_config()
+    made.nodes[0].loader("down")
+    made.close()
+
+
+@pytest.fixture
+def home(cluster: Fabric) -> Node:
+    node = cluster.nodes[0]
+    node.write_config()
+    return node
+
+
+@pytest.fixture
+def pair(cluster: Fabric, home: Node) -> Iterator[tuple[Pod, Pod]]:
+    client, server = cluster.pod(home, 1001), cluster.pod(home, 1002)
+    yield client, server
+    cluster.remove(client)
+    cluster.remove(server)
+
+
+def program_ids(node: Node) -> dict[str, int]:
+    found = {}
+    for program in PROGRAMS:
+        fd = node.program(program.name)
+        found[program.name] = libbpf.program_info(fd).id
+        os.close(fd)
+    return found
+
+
+def test_a_second_up_changes_nothing(home: Node) -> None:
+    before = program_ids(home)
+    result = json.loads(home.loader("up").stdout)
+    assert (result["compiled"], result["attached"]) == (False, 0)
+    assert program_ids(home) == before
+
+
+def test_status_tells_what_is_there(home: Node, pair: tuple[Pod, Pod]) -> None:
+    status = json.loads(home.loader("status").stdout)
+    assert status["current"] and status["overlay"] and status["host"] and status["cgroup"]
+    assert {pod.index for pod in pair} <= set(status["pods"])
+    assert set(status["programs"]) == {program.name for program in PROGRAMS}
+
+
+def test_programs_are_replaced_under_running_traffic(home: Node, pair: tuple[Pod, Pod]) -> None:
+    """An upgrade of every program: a stream loses no byte, a denied flow gets nothing through."""
+    client, server = pair
+    before = program_ids(home)
+    data = os.urandom(1 << 16)
+    stop = threading.Event()
+    passed: list[int] = []
+
+    with connected(client.namespace, server, server.address) as connection:
+        denied = pair[0].namespace.socket(socket.SOCK_DGRAM)
+        listener = server.namespace.socket(socket.SOCK_DGRAM)
+        listener.bind((str(server.address), 99))
+        listener.settimeout(0.05)
+        server.set_policy(
+            {
+                tables.PolicyKey(prefix=48, identity=0, direction=0, protocol=6): tables.PolicyEntry(
+                    verdict=1
+                ),
+                tables.PolicyKey(prefix=40, identity=0, direction=1): tables.PolicyEntry(verdict=1),
+            }
+        )
+
+        def send_denied() -> None:
+            while not stop.is_set():
+                denied.sendto(b"x", (str(server.address), 99))
+
+        def listen() -> None:
+            while not stop.is_set():
+                try:
+                    passed.append(len(listener.recv(10)))
+                except TimeoutError:
+                    continue
+
+        def stream() -> None:
+            while not stop.is_set():
+                connection.client.sendall(data)
+                assert receive(connection.server, len(data)) == data
+                rounds.append(1)
+
+        rounds: list[int] = []
+        threads = [threading.Thread(target=work) for work in (send_denied, listen, stream)]
+        for thread in threads:
+            thread.start()
+        result = json.loads(home.loader("up", "--force").stdout)
+        after = len(rounds)
+        while len(rounds) < after + 10:
+            assert threads[2].is_alive()
+        stop.set()
+        for thread in threads:
+            thread.join()
+        denied.close()
+        listener.close()
+    assert result["compiled"] and result["attached"] >= 2 + 2 + 8 + 4
+    assert not set(before.values()) & set(program_ids(home).values())
+    assert not passed
+    with home.namespace.entered():
+        for pod in pair:
+            assert len(libbpf.programs_attached(pod.index, AttachType.TCX_INGRESS)) == 1
+            assert len(libbpf.programs_attached(pod.index, AttachType.TCX_EGRESS)) == 1
+    folder = os.open(home.cgroup, os.O_RDONLY)
+    assert len(libbpf.programs_attached(folder, AttachType.INET4_CONNECT)) == 1
+    os.close(folder)
+
+
+def test_a_program_of_somebody_else_is_left_alone(home: Node, pair: tuple[Pod, Pod]) -> None:
+    pod = pair[0]
+    foreign = home.program("host_ingress")
+    with home.namespace.entered():
+        libbpf.program_attach(foreign, pod.index, AttachType.TCX_INGRESS)
+        attach.attach_pod(pod.index, home.pins)
+        assert len(libbpf.programs_attached(pod.index, AttachType.TCX_INGRESS)) == 2
+        libbpf.program_detach(foreign, pod.index, AttachType.TCX_INGRESS)
+    os.close(foreign)
+
+
+def test_a_map_of_another_size_is_copied(home: Node, pair: tuple[Pod, Pod]) -> None:
+    client, server = pair
+    with connected(client.namespace, server, server.address) as connection:
+        connection.echo()
+        endpoints = home.maps.endpoints.read()
+        policies = home.maps.policies.endpoints()
+        home.write_config(
+            map_entries={"conntrack": 32768, "endpoints": 8192, "policies": 2048, "ipcache": 9999}
+        )
+        result = json.loads(home.loader("up").stdout)
+        assert result["compiled"]
+        home.reopen()
+        fd = libbpf.open_pinned(home.pins / "maps" / "conntrack")
+        assert libbpf.map_info(fd).max_entries == 32768
+        os.close(fd)
+        assert home.maps.endpoints.read() == endpoints
+        assert home.maps.policies.endpoints() == policies
+        assert home.config().router == home.router
+        connection.echo()
+    home.write_config()
+    home.loader("up")
+    home.reopen()
+
+
+def test_a_size_that_is_too_small_is_refused(home: Node, pair: tuple[Pod, Pod]) -> None:
+    before = program_ids(home)
+    home.write_config(map_entries={"endpoints": 1})
+    done = home.loader("up", check=False)
+    assert done.returncode == 4
+    assert "endpoints does not fit" in done.stderr
+    assert program_ids(home) == before
+
+
+def test_another_layout_version_is_refused_and_nothing_is_touched(home: Node) -> None:
+    before = program_ids(home)
+    fd = libbpf.open_pinned(home.pins / "maps" / "layouts")
+    key = tables.MapName(name="conntrack").pack()
+    libbpf.map_update(fd, key, tables.LayoutVersion(version=99).pack())
+    try:
+        done = home.loader("up", "--force", check=False)
+    finally:
+        libbpf.map_update(fd, key, tables.LayoutVersion(version=1).pack())
+        os.close(fd)
+    assert done.returncode == 4
+    assert "conntrack has layout 99, this version needs 1" in done.stderr
+    assert "hint:" in done.stderr
+    assert program_ids(home) == before
+
+
+def test_another_shape_is_refused(home: Node) -> None:
+    path = home.pins / "maps" / "affinity"
+    aside = path.with_name("affinity_aside")
+    path.rename(aside)
+    fd = libbpf.map_create(MapType.HASH, "affinity", 4, 4, 10)
+    libbpf.pin(fd, path)
+    os.close(fd)
+    try:
+        done = home.loader("up", check=False)
+    finally:
+        path.unlink()
+        aside.rename(path)
+    assert done.returncode == 4
+    assert "affinity has (type, key, value, flags)" in done.stderr
+
+
+def test_pins_are_roots_alone(home: Node) -> None:
+    assert stat.S_IMODE(home.pins.stat().st_mode) == 0o700
+    for folder in ("maps", "programs"):
+        for path in (home.pins / folder).iterdir():
+            assert stat.S_IMODE(path.stat().st_mode) == 0o600, path
+
+
+def test_faults_of_the_configuration_are_all_listed(home: Node) -> None:
+    home.write_config(node_address="nowhere", overlay_port=0, devices=[], suprise=1)
+    done = home.loader("up", check=False)
+    assert done.returncode == 2
+    for word in ("node_address", "overlay_port", "devices", "suprise: is not known"):
+        assert word in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "message"),
+    [
+        ({"devices": ["eth7"]}, 2, "no device eth7"),
+        ({"pins": "/run/pins"}, 3, "not on a BPF file system"),
+        ({"cgroup": "/proc/self"}, 6, "cannot attach"),
+        ({"cgroup": "/nowhere"}, 3, "cannot open the cgroup"),
+    ],
+)
+def test_faults_of_the_environment(change: dict[str, object], code: int, message: str, home: Node) -> None:
+    home.write_config(**change)
+    done = home.loader("up", check=False)
+    assert (done.returncode, message in done.stderr) == (code, True), done.stderr
+
+
+def test_down_leaves_no_pod_with_a_network_and_nothing_behind(cluster: Fabric, home: Node) -> None:
+    client, server = cluster.pod(home, 1001), cluster.pod(home, 1002)
+    home.loader("down")
+    with home.namespace.netlink() as netlink:
+        states = {
+            link.get_attr("IFLA_IFNAME"): link.get_attr("IFLA_OPERSTATE") for link in netlink.get_links()
+        }
+    assert states[client.device] == states[server.device] == "DOWN"
+    assert "underpass0" not in states
+    assert not list((home.pins).glob("*/*"))
+    with home.namespace.entered():
+        assert libbpf.programs_attached(client.index, AttachType.TCX_INGRESS) == []
+    folder = os.open(home.cgroup, os.O_RDONLY)
+    assert libbpf.programs_attached(folder, AttachType.INET4_CONNECT) == []
+    os.close(folder)
+    for pod in (client, server):
+        with home.namespace.netlink() as netlink:
+            netlink.link("del", index=pod.index)
+        pod.namespace.close()
+    assert json.loads(home.loader("up").stdout)["compiled"]
