@@ -19,6 +19,8 @@ help: ## List these commands
 
 .PHONY: setup
 setup: ## Install what the host lacks, make .venv with the lab command
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 7))' || \
+	    { echo "setup: $(PYTHON) is missing or too old; Python 3.11 or newer is needed" >&2; exit 4; }
 	@.ci/phase setup $(PYTHON) -I lab/bootstrap.py
 
 .PHONY: up

@@ -12,8 +12,9 @@ from agent.addresses import pod_ranges
 from agent.cni import conflist
 from agent.cni.operations import CniOperations
 from agent.cni.server import CniServer
+from agent.effects import Settings
 from agent.endpoints import LocalEndpoint
-from agent.engine import Engine, Settings
+from agent.engine import Engine
 from agent.flows import FlowReader
 from agent.identity.allocator import IdentityAllocator
 from agent.identity.gc import IdentityCollector

@@ -10,22 +10,32 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from agent import addresses
 from agent.addresses import prefix_key
 from agent.cluster import Cluster
+from agent.effects import Effects, NotReadyError, Settings
 from agent.endpoints import LocalEndpoint, belongs, named_ports
 from agent.identity.allocator import IdentityAllocator
-from agent.identity.labels import identity_labels
+from agent.identity.labels import address_labels, identity_labels
 from agent.identity.reserved import RESERVED, is_local
 from agent.ipam import Ipam
 from agent.kernel import Kernel
-from agent.model.objects import Endpoint, Identity, Labels, Name, Node, Pod, PolicySource, Service
+from agent.model.objects import (
+    Endpoint,
+    EndpointSlice,
+    Identity,
+    Labels,
+    Name,
+    Node,
+    Pod,
+    PolicySource,
+    Service,
+)
 from agent.planes.base import Change, Event, Kind, Synced
 from agent.policy import repository
 from agent.policy.entries import entries
@@ -44,44 +54,12 @@ from datapath.tables import CacheEntry
 T = TypeVar("T")
 IDLE_SECONDS = 1.0
 BATCH = 1000
+API_SERVICE = "default/kubernetes"
 POLICY_KINDS = {
     Kind.NETWORK_POLICY: "NetworkPolicy",
     Kind.CILIUM_POLICY: "CiliumNetworkPolicy",
     Kind.CILIUM_CLUSTER_POLICY: "CiliumClusterwideNetworkPolicy",
 }
-
-
-class NotReadyError(Exception):
-    """The agent does not know enough of the cluster yet, or its tables cannot be written."""
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What the engine must know of its node and lab."""
-
-    node: str
-    pods_range: str
-    services_range: str
-
-
-class Effects(Protocol):
-    """What follows outside of the tables. Called on the engine's thread: must not wait for anything."""
-
-    def nodes_changed(self, own: Node, others: Sequence[Node]) -> None: ...
-
-    def endpoint_changed(self, endpoint: LocalEndpoint) -> None: ...
-
-    def endpoint_gone(self, endpoint: LocalEndpoint) -> None: ...
-
-    def endpoint_seen(self, key: str, endpoint: Endpoint | None) -> None: ...
-
-    def identity_wanted(self, endpoint: LocalEndpoint, labels: Labels) -> None: ...
-
-    def policy_read(self, source: PolicySource, parsed: Parsed) -> None: ...
-
-    def policies_moved(self, endpoints: set[int]) -> None: ...
-
-    def identities_moved(self, peers: Mapping[IPv4Address, int]) -> None: ...
 
 
 class Engine:
@@ -112,6 +90,7 @@ class Engine:
         self._dirty_services: set[str] = set()
         self._dirty_endpoints: set[Hashable] = set()
         self._renamed: dict[IPv4Address, int] = {}
+        self._splitting: frozenset[IPv4Network] = frozenset()
         self._pod_known = threading.Condition()
         self._ready = threading.Event()
         self._stop = threading.Event()
@@ -188,13 +167,15 @@ class Engine:
     def wait_ready(self, seconds: float) -> bool:
         return self._ready.wait(seconds)
 
-    def wait_pod(self, name: Name, uid: str, seconds: float) -> tuple[Pod, Labels] | None:
-        """The pod and the labels of its identity, as soon as pod and namespace are known; None if never."""
+    def wait_pod(self, name: Name, uid: str, address: str, seconds: float) -> tuple[Pod, Labels] | None:
+        """The pod and the labels of its identity at `address`, as soon as it is known; None if never."""
 
         def look() -> tuple[Pod, Labels] | None:
             pod = self.cluster.pod(name, uid)
             namespace = self.cluster.namespaces.get(name.namespace)
-            return (pod, identity_labels(pod, namespace)) if pod and namespace else None
+            if not pod or not namespace:
+                return None
+            return pod, identity_labels(pod, namespace, address_labels(address, self._splitting))
 
         deadline = time.monotonic() + seconds
         with self._pod_known:
@@ -370,7 +351,7 @@ class Engine:
         if change.kind in POLICY_KINDS:
             self._policy_changed((POLICY_KINDS[change.kind], change.key), value)
         elif change.kind == Kind.SLICE:
-            self._dirty_services |= self.cluster.put_slice(change.key, value)
+            self._slice_changed(change.key, value)
         else:
             handlers: dict[Kind, Callable[[str, Any], None]] = {
                 Kind.NAMESPACE: self._namespace_changed,
@@ -381,6 +362,18 @@ class Engine:
                 Kind.ENDPOINT: self._endpoint_changed,
             }
             handlers[change.kind](change.key, value)
+
+    def _slice_changed(self, key: str, value: EndpointSlice | None) -> None:
+        concerned = self.cluster.put_slice(key, value)
+        self._dirty_services |= concerned
+        if API_SERVICE in concerned:
+            addresses_now = {
+                address
+                for one in self.cluster.slices_of.get(API_SERVICE, {}).values()
+                for entry in one.endpoints
+                for address in entry.addresses
+            }
+            self._dirty_endpoints |= self.policies.put_api_servers(addresses_now)
 
     def _service_changed(self, key: str, service: Service | None) -> None:
         _set(self.cluster.services, key, service)
@@ -432,7 +425,8 @@ class Engine:
             endpoint = self.local[endpoint.id]
         if pod is None or namespace is None:
             return
-        labels = identity_labels(pod, namespace)
+        extra = address_labels(endpoint.attachment.address, self._splitting)
+        labels = identity_labels(pod, namespace, extra)
         ports = named_ports(pod)
         if endpoint.labels == labels:
             if ports != endpoint.ports:
@@ -490,6 +484,12 @@ class Engine:
         parsed = repository.parse(source) if source is not None else None
         _set(self.parsed, key, parsed)
         self._dirty_endpoints |= self.policies.put_policy(key, parsed)
+        splitting = self.policies.splitting_networks()
+        if splitting != self._splitting:
+            self._splitting = splitting
+            if self.ready:
+                for endpoint in list(self.local.values()):
+                    self._relabel(endpoint)
         if source is not None and parsed is not None and self.effects:
             self.effects.policy_read(source, parsed)
 

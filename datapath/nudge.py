@@ -1,12 +1,13 @@
 """Nudging idle connections, so that a change of policy reaches them within a second.
 
 The programs judge a connection again at its next packet. An idle one has none, so one is provoked: a bare TCP
-acknowledgment with a sequence number outside the receiver's window is handed to the local end. TCP answers it with
-an acknowledgment of its own (RFC 9293, 3.10.7.4), which carries the exact numbers of both directions and passes
-pod_egress: allowed, it is a harmless duplicate; no longer allowed, the programs turn it into a reset for each end.
+acknowledgment with a sequence number outside the receiver's window is handed to the local end. TCP answers
+it with an acknowledgment of its own (RFC 9293, 3.10.7.4), which carries the exact numbers of both
+directions and passes pod_egress: allowed, it is a harmless duplicate; no longer allowed, the programs turn
+it into a reset for each end.
 
-The segment enters at the host's end of the veth with config.nudge_mark, by which pod_ingress lets it pass without
-touching connection tracking. A pod cannot make one: marks do not survive the way out of a namespace.
+The segment enters at the host's end of the veth with config.nudge_mark, by which pod_ingress lets it pass
+without touching connection tracking. A pod cannot make one: marks do not survive the way out of a namespace.
 """
 
 import random
@@ -24,7 +25,7 @@ _ACK = 0x10
 
 
 def _sum16(data: bytes) -> int:
-    total = sum(struct.unpack(f"!{len(data) // 2}H", data))
+    total: int = sum(struct.unpack(f"!{len(data) // 2}H", data))
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)
     return ~total & 0xFFFF
@@ -43,8 +44,8 @@ def segment(source: Address, destination: Address, ports: tuple[int, int], seque
 def nudge(connections: Iterable[tuple[FlowKey, Endpoint]], mark: int = NUDGE_MARK) -> int:
     """Provoke a packet from the local end of each TCP connection; how many segments were sent.
 
-    Runs in the node's network namespace, with CAP_NET_RAW and CAP_NET_ADMIN. Connections that are not IPv4 TCP are
-    passed over; a device that is gone (its pod is ending) too.
+    Runs in the node's network namespace, with CAP_NET_RAW and CAP_NET_ADMIN. Connections that are not IPv4
+    TCP are passed over; a device that is gone (its pod is ending) too.
     """
     sent = 0
     with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0) as raw:

@@ -1,7 +1,7 @@
 """Set a checkout up: host packages, `.venv` with the locked Python packages, the `lab` command.
 
 Run by `make setup` as ``python3 -I lab/bootstrap.py``, before anything is installed: standard library
-only, and it parses on an old Python, so that it can say that the Python is too old. Running it again does
+only, and it parses on Python 3.7, so that it can say that a Python is too old. Running it again does
 what is missing and nothing else; a kill at any moment is mended by the next run.
 
 Exit statuses are those of `lab` (docs/exit-codes.md): 4 for the host, 5 for a registry or a wrong hash.
@@ -61,7 +61,9 @@ NEEDS = (
     Need("buildah", ("buildah", "--version"), "builds container images"),
     Need("gcc", ("gcc", "--version"), "builds the pause container"),
     Need("libc6-dev", (), "builds the pause container"),
+    Need("zstd", ("zstd", "--version"), "compresses bundles"),
     Need("shellcheck", ("shellcheck", "--version"), "checks shell scripts in the test suite"),
+    Need("libbpf1", (), "reads BPF maps in the test suite"),
     Need("nftables", ("nft", "--version"), "makes firewalls for the test suite"),
 )
 

@@ -19,7 +19,9 @@ def merge(own: Path, into: Path) -> None:
     Everything else in `into` stays, its current context too; a file that is not a kubeconfig is refused.
     """
     lab = _read(own)
-    theirs: dict[str, Any] = _read(into) if into.exists() else {"apiVersion": "v1", "kind": "Config", "preferences": {}}
+    theirs: dict[str, Any] = (
+        _read(into) if into.exists() else {"apiVersion": "v1", "kind": "Config", "preferences": {}}
+    )
     if theirs.get("kind") != "Config":
         die(f"{into} is not a kubeconfig; it was left alone", code=ExitCode.USAGE)
     for key in _LISTS:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -35,6 +36,8 @@ RUNS_KEPT = 5
 TAIL_LINES = 20
 #: Seconds that a playbook has to end in order after an interruption.
 END_SECONDS = 10.0
+
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
 @dataclass(frozen=True)
@@ -129,7 +132,7 @@ class _Watcher:
 
     def handle(self, event: Mapping[str, Any]) -> bool:
         """One event. Whether ansible-runner is to keep it in a file."""
-        if text := event.get("stdout"):
+        if text := _COLOURS.sub("", event.get("stdout") or ""):
             self.output.append(text)
             if self._step:
                 self._step.write(f"{text}\n")
@@ -166,8 +169,12 @@ class _Watcher:
 
     def _fault(self, data: Mapping[str, Any], *, unreachable: bool) -> None:
         result = data.get("res") or {}
-        parts = [result.get(key) for key in ("msg", "stderr", "module_stderr", "exception")]
-        message = next((str(part) for part in parts if part), "it failed and said nothing")
+        parts = [
+            str(result[key]).strip()
+            for key in ("msg", "stdout", "stderr", "module_stderr")
+            if result.get(key)
+        ]
+        message = "\n".join(part for part in parts if part) or "it failed and said nothing"
         self.faults.append(_Fault(str(data.get("host")), _task(data), message, unreachable))
 
 

@@ -20,10 +20,20 @@ class Sizes:
     store_kills: int  # times that a writer of the artifact store is killed
     stop_starts: int  # rounds of stop and start
     labs_side_by_side: int  # labs beside the one under test
+    policy_examples: int = 60  # random sets of policies held against the truth table
+    address_books: int = 40  # random runs of ADD, DEL and crash against the address book
 
 
 CI = Sizes(kills_during_up=2, power_losses=1, store_kills=10, stop_starts=1, labs_side_by_side=1)
-FULL = Sizes(kills_during_up=12, power_losses=5, store_kills=200, stop_starts=5, labs_side_by_side=3)
+FULL = Sizes(
+    kills_during_up=12,
+    power_losses=5,
+    store_kills=200,
+    stop_starts=5,
+    labs_side_by_side=3,
+    policy_examples=2000,
+    address_books=1000,
+)
 
 NAME = os.environ.get("UNDERPASS_SIZE", "ci")
 if NAME not in ("ci", "full"):

@@ -13,8 +13,9 @@ from contextlib import contextmanager
 from typing import Any, Protocol
 
 from agent.cni.spec import CniError, Code, Request, Result
+from agent.effects import NotReadyError
 from agent.endpoints import LocalEndpoint, named_ports
-from agent.engine import Engine, NotReadyError
+from agent.engine import Engine
 from agent.identity.allocator import IdentityAllocator, NoIdentityError
 from agent.identity.reserved import RESERVED, Reserved
 from agent.ipam import Attachment, Ipam, RangeFullError
@@ -89,7 +90,6 @@ class CniOperations:
             if held is not None and held.ready:
                 raise CniError(Code.INVALID_ENVIRONMENT, "the attachment is there already", held.address)
             name, uid = _pod_of(request)
-            identity, ports = self._identity(name, uid)
             try:
                 attachment = self._ipam.allocate(
                     Attachment(
@@ -108,6 +108,7 @@ class CniOperations:
             except RangeFullError as fault:
                 raise CniError(Code.NO_ADDRESS, "no address is free", str(fault)) from fault
             try:
+                identity, ports = self._identity(name, uid, attachment.address)
                 return self._wire(request, attachment, identity, ports)
             except BaseException:
                 self._undo(attachment)
@@ -144,11 +145,11 @@ class CniOperations:
             mtu=cable.mtu,
         )
 
-    def _identity(self, name: Name, uid: str) -> tuple[Identity, NamedPorts]:
+    def _identity(self, name: Name, uid: str, address: str) -> tuple[Identity, NamedPorts]:
         """Who the sandbox is. One that is no pod's is `init`: no policy for pods selects or names it."""
         if not name.name:
             return RESERVED[Reserved.INIT], ()
-        found = self._engine.wait_pod(name, uid, POD_SECONDS)
+        found = self._engine.wait_pod(name, uid, address, POD_SECONDS)
         if found is None:
             raise CniError(Code.TRY_AGAIN_LATER, "the pod is not known yet", f"{name} {uid}")
         pod, labels = found

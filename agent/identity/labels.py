@@ -7,9 +7,13 @@ them is left out and counted.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from ipaddress import IPv4Address, IPv4Network
+
 from agent.model.objects import Labels, Namespace, Pod
 
 SOURCE = "k8s:"
+RANGE_SOURCE = "cidr:"
 NAMESPACE_KEY = "k8s:io.kubernetes.pod.namespace"
 NAMESPACE_LABEL_PREFIX = "k8s:io.cilium.k8s.namespace.labels."
 SERVICE_ACCOUNT_KEY = "k8s:io.cilium.k8s.policy.serviceaccount"
@@ -29,26 +33,22 @@ def forged(pod: Pod) -> list[str]:
     return sorted(key for key in pod.labels if is_forged(key))
 
 
-def identity_labels(pod: Pod, namespace: Namespace) -> Labels:
-    """What the pod's identity stands for: "k8s:key" -> value, sorted by key."""
+def address_labels(address: str, networks: Iterable[IPv4Network]) -> Labels:
+    """Labels for those of `networks` that hold the address.
+
+    A rule for an address range means some pods of the same labels and not others; where there is such a
+    rule, this makes them different identities.
+    """
+    one = IPv4Address(address)
+    return {f"{RANGE_SOURCE}{network}": "" for network in networks if one in network}
+
+
+def identity_labels(pod: Pod, namespace: Namespace, extra: Labels | None = None) -> Labels:
+    """What the pod's identity stands for: "k8s:key" -> value and `extra`, sorted by key."""
     found = {SOURCE + key: value for key, value in pod.labels.items() if not is_forged(key)}
     for key, value in namespace.labels.items():
         found[NAMESPACE_LABEL_PREFIX + key] = value
     found[NAMESPACE_KEY] = namespace.name
     found[SERVICE_ACCOUNT_KEY] = pod.service_account
     found[CLUSTER_KEY] = CLUSTER_NAME
-    return dict(sorted(found.items()))
-
-
-def pod_labels(labels: Labels) -> Labels:
-    """The pod's own labels among those of an identity, without the source prefix."""
-    return {
-        key[len(SOURCE) :]: value
-        for key, value in labels.items()
-        if key.startswith(SOURCE) and not is_forged(key[len(SOURCE) :])
-    }
-
-
-def namespace_of(labels: Labels) -> str | None:
-    """The namespace of an identity's pods; None for a reserved identity."""
-    return labels.get(NAMESPACE_KEY)
+    return dict(sorted({**found, **(extra or {})}.items()))

@@ -44,7 +44,8 @@ class Repository:
     """
 
     def __init__(self, pod_ranges: Iterable[IPv4Network] = ()) -> None:
-        self.ranges = Ranges(pod_ranges)
+        self._pod_ranges = tuple(pod_ranges)
+        self.ranges = Ranges(self._pod_ranges)
         self._sources: dict[SourceKey, Parsed] = {}
         self._identities: dict[int, Identity] = dict(RESERVED)
         self._matches: dict[Selector, set[int]] = {}
@@ -55,6 +56,7 @@ class Repository:
         self._ports: dict[int, dict[Hashable, NamedPorts]] = {}
         self._holders: dict[Hashable, int] = {}
         self._endpoints: dict[Hashable, tuple[Labels, NamedPorts]] = {}
+        self._api_servers: frozenset[IPv4Network] = frozenset()
 
     # What there is
 
@@ -141,12 +143,36 @@ class Repository:
     def put_nodes(self, addresses: Iterable[str]) -> set[Hashable]:
         """The addresses of all other nodes."""
         networks = tuple(IPv4Network(a) for a in addresses if _is_ipv4(a))
-        return self._set_holder(_NODES, int(Reserved.REMOTE_NODE), networks, ())
+        concerned = self._set_holder(_NODES, int(Reserved.REMOTE_NODE), networks, ())
+        return concerned | self._concerned([EntityPeers(Entity.KUBE_APISERVER)])
 
     def put_own_node(self, addresses: Iterable[str]) -> set[Hashable]:
         """The addresses of this node."""
         networks = tuple(IPv4Network(a) for a in addresses if _is_ipv4(a))
-        return self._set_holder(_NODES, int(Reserved.HOST), networks, ())
+        concerned = self._set_holder(_NODES, int(Reserved.HOST), networks, ())
+        return concerned | self._concerned([EntityPeers(Entity.KUBE_APISERVER)])
+
+    def put_api_servers(self, addresses: Iterable[str]) -> set[Hashable]:
+        """The addresses of the API servers."""
+        networks = frozenset(IPv4Network(a) for a in addresses if _is_ipv4(a))
+        if networks == self._api_servers:
+            return set()
+        for network in networks - self._api_servers:
+            self.ranges.use(AddressPeers(network, (), everybody=False))
+        for network in self._api_servers - networks:
+            self.ranges.leave(AddressPeers(network, (), everybody=False))
+        self._api_servers = networks
+        return self._users_of_ranges() | self._concerned([EntityPeers(Entity.KUBE_APISERVER)])
+
+    def splitting_networks(self) -> frozenset[IPv4Network]:
+        """The ranges by which rules tell pods of the same labels apart, since they hold some but not all."""
+        named = {n for peer in self._inside for n in (peer.network, *peer.excepts)}
+        return frozenset(
+            network
+            for network in named
+            if any(network.overlaps(pods) for pods in self._pod_ranges)
+            and not all(pods.subnet_of(network) for pods in self._pod_ranges)
+        )
 
     def forget_unused_ranges(self) -> set[Hashable]:
         """Drop the numbers of ranges that no rule names, once `ipcache` has lost them."""
@@ -198,8 +224,24 @@ class Repository:
         if entity == Entity.CLUSTER:
             outside = (Reserved.UNKNOWN, Reserved.WORLD)
             return frozenset(n for n in self._identities if n not in outside and not is_local(n))
+        if entity == Entity.KUBE_APISERVER:
+            return self._api_server_identities()
         single = _SINGLE.get(entity)
         return frozenset({int(single)}) if single is not None else frozenset()
+
+    def _api_server_identities(self) -> frozenset[int]:
+        """Nodes have one identity together, so they are meant only where all of them run an API server."""
+        found: set[int] = set()
+        nodes: set[IPv4Network] = set()
+        for number in (int(Reserved.HOST), int(Reserved.REMOTE_NODE)):
+            here = set(self._addresses.get(number, {}).get(_NODES, ()))
+            nodes |= here
+            own = number == Reserved.HOST
+            if here & self._api_servers and (own or here <= self._api_servers):
+                found.add(number)
+        for network in self._api_servers - nodes:
+            found |= self.ranges.members(AddressPeers(network, (), everybody=False))
+        return frozenset(found)
 
     # Bookkeeping
 
@@ -250,11 +292,6 @@ class Repository:
             contains(peer, network) for networks in (holders or {}).values() for network in networks
         )
 
-    def mixed_ranges(self, number: int) -> set[AddressPeers]:
-        """The rules' ranges that hold some but not all addresses of an identity."""
-        networks = [n for networks in self._addresses.get(number, {}).values() for n in networks]
-        return {peer for peer in self._inside if len({contains(peer, network) for network in networks}) > 1}
-
     def _concerned(self, peers: Iterable[Peer]) -> set[Hashable]:
         keys: set[SourceKey] = set()
         for peer in peers:
@@ -281,7 +318,6 @@ class Repository:
 _SINGLE = {
     Entity.HOST: Reserved.HOST,
     Entity.REMOTE_NODE: Reserved.REMOTE_NODE,
-    Entity.KUBE_APISERVER: Reserved.KUBE_APISERVER,
     Entity.HEALTH: Reserved.HEALTH,
     Entity.INIT: Reserved.INIT,
     Entity.UNMANAGED: Reserved.UNMANAGED,

@@ -145,6 +145,9 @@ static __always_inline int admit(struct __sk_buff *skb, const struct config *con
 		if (map_update(MAP(conntrack), &key, &fresh, BPF_ANY))
 			reason = REASON_CONNTRACK_FULL;
 	}
+	FORGET(config, reason);
+	FORGET(config, admission->opened);
+	FORGET(config, admission->flags);
 	admit_report(skb, config, packet, admission, &found, reason ? reason : REASON_OPENED);
 	return reason;
 }

@@ -25,6 +25,8 @@ static __always_inline int event_allowed(const struct config *config, __u64 now)
 		budget->refilled = now;
 		budget->tokens = config->events_per_second;
 	}
+	if (budget->tokens > config->events_per_second)
+		budget->tokens = config->events_per_second;
 	if (!budget->tokens) {
 		budget->lost++;
 		return 0;

@@ -65,7 +65,15 @@
 	RING(events, RINGBUF, 0, 0, 1048576, 0, 1) \
 	PROGRAMS(continuations, PROG_ARRAY, 0, 0, 8, 0, 1)
 
-#ifndef UNDERPASS_BCC
+#ifdef UNDERPASS_BCC
+/* Nothing but type information: the loader's maps get none from here, the tests compare layouts with it. */
+#define ANNOTATE_MAP(name, kind, key_, value_, ...) BPF_ANNOTATE_KV_PAIR(name, struct key_, struct value_);
+#define ANNOTATE_RING(name, ...) BPF_ANNOTATE_KV_PAIR(name, struct array_index, struct flow_event);
+#define ANNOTATE_NOTHING(...)
+
+MAP_LIST(ANNOTATE_MAP)
+OTHER_MAP_LIST(ANNOTATE_MAP, ANNOTATE_NOTHING, ANNOTATE_RING, ANNOTATE_NOTHING)
+#else
 #define MAP_SECTION __attribute__((section(".maps"), used))
 #define DEFINE_MAP(name, kind, key_, value_, entries, flags_, version) \
 	struct { \

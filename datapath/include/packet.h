@@ -9,6 +9,7 @@
 #define UNDERPASS_PACKET_H
 
 #include "address.h"
+#include "configuration.h"
 #include "fragments.h"
 #include "helpers.h"
 #include "reasons.h"
@@ -247,6 +248,15 @@ static __always_inline int packet_parse(struct __sk_buff *skb, struct packet *pa
 				  packet->destination_port);
 	}
 	return reason;
+}
+
+/* Forget which kind of packet it is (see FORGET), once it has been read. */
+static __always_inline void packet_forget(const struct config *config, struct packet *packet)
+{
+	FORGET(config, packet->kind);
+	FORGET(config, packet->protocol);
+	FORGET(config, packet->icmp_type);
+	FORGET(config, packet->tcp_flags);
 }
 
 #endif

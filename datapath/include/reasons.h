@@ -26,7 +26,7 @@
 	REASON(RESET_SENT, 10, "reset-sent", "both ends of a revoked TCP connection were sent a reset") \
 	REASON(NUDGED, 11, "nudged", "a segment from the agent that makes an idle end speak") \
 	REASON(MALFORMED, 64, "malformed", "headers are cut short or contradict themselves") \
-	REASON(PROTOCOL_UNSUPPORTED, 65, "protocol-unsupported", "neither IPv4 nor ARP") \
+	REASON(PROTOCOL_UNSUPPORTED, 65, "protocol-unsupported", "neither plain IPv4 nor ARP") \
 	REASON(ARP_REFUSED, 66, "arp-refused", "an ARP message other than a pod's question for its gateway") \
 	REASON(SOURCE_SPOOFED, 67, "source-spoofed", "the source address is not the sending pod's") \
 	REASON(MAC_SPOOFED, 68, "mac-spoofed", "the source MAC is not the sending pod's") \

@@ -66,11 +66,12 @@ int overlay_ingress(struct __sk_buff *skb)
 		return dropped(skb, REASON_NOT_CONFIGURED, PLACE_OVERLAY);
 	if (tunnel_get(skb, &tunnel, sizeof(tunnel), 0))
 		return dropped(skb, REASON_OVERLAY_NOT_NODE, PLACE_OVERLAY);
-	if (skb->protocol != to_be16(ETH_P_IP))
+	if (skb->protocol != to_be16(ETH_P_IP) || skb->vlan_present)
 		return dropped(skb, REASON_PROTOCOL_UNSUPPORTED, PLACE_OVERLAY);
 	reason = packet_parse(skb, &packet);
 	if (reason)
 		return dropped(skb, reason, PLACE_OVERLAY);
+	packet_forget(config, &packet);
 	addr_from_v4(&outer, to_be32(tunnel.remote_ipv4));
 	details.peer_identity = tunnel.tunnel_id;
 	reason = overlay_check(&packet, &outer, tunnel.tunnel_id);

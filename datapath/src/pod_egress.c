@@ -45,6 +45,8 @@ int pod_egress(struct __sk_buff *skb)
 
 	if (!config)
 		return dropped(skb, REASON_NOT_CONFIGURED, PLACE_POD_EGRESS);
+	if (skb->vlan_present)
+		return dropped(skb, REASON_PROTOCOL_UNSUPPORTED, PLACE_POD_EGRESS);
 	if (skb->protocol == to_be16(ETH_P_ARP))
 		return arp_answer(skb, config);
 	if (skb->protocol != to_be16(ETH_P_IP))
@@ -52,6 +54,7 @@ int pod_egress(struct __sk_buff *skb)
 	reason = packet_parse(skb, &packet);
 	if (reason)
 		return dropped(skb, reason, PLACE_POD_EGRESS);
+	packet_forget(config, &packet);
 	reason = sender_check(skb, &packet, &from);
 	if (reason || !from)
 		return dropped_flow(skb, config, &packet, &details, reason);

@@ -53,6 +53,7 @@ int pod_ingress(struct __sk_buff *skb)
 	reason = packet_parse(skb, &packet);
 	if (reason)
 		return dropped(skb, reason, PLACE_POD_INGRESS);
+	packet_forget(config, &packet);
 	to = endpoint_of(&packet.destination);
 	if (!to || to->ifindex != skb->ifindex)
 		return dropped_flow(skb, config, &packet, &details, REASON_NO_ENDPOINT);

@@ -62,6 +62,7 @@ int pod_service(struct __sk_buff *skb)
 	reason = packet_parse(skb, &packet);
 	if (reason)
 		return dropped(skb, reason, PLACE_POD_EGRESS);
+	packet_forget(config, &packet);
 	from = endpoint_of(&packet.sender);
 	if (!from)
 		return dropped(skb, REASON_SOURCE_SPOOFED, PLACE_POD_EGRESS);

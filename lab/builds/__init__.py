@@ -86,8 +86,14 @@ def _with_needs(known: list[Recipe], only: set[str] | None) -> list[Recipe]:
 
 
 def _used_by_labs() -> set[str]:
-    """The entries that labs on this host run on, by their inventories; another release made them."""
+    """The entries that labs on this host run on, by their inventories and their disks' image."""
     used: set[str] = set()
-    for inventory in (paths.state() / "labs").glob("*/inventory.yaml"):
-        used.update(_ENTRY.findall(inventory.read_text(encoding="utf-8")))
+    labs = paths.state() / "labs"
+    for pattern in (
+        "*/inventory.yaml",
+        "*/nodes/disks/*/image.json",
+        "*/nodes/snapshots/*/disks/*/image.json",
+    ):
+        for file in labs.glob(pattern):
+            used.update(_ENTRY.findall(file.read_text(encoding="utf-8")))
     return used

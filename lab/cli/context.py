@@ -21,7 +21,9 @@ from lab.steps import Steps
 KEPT_RUNS = 10
 
 #: Settings of the user's that hold for root too: where things are, how registries are reached.
-_KEPT = re.compile(r"(UNDERPASS|PIP|GO|SSL_CERT)[A-Z_]*$|.*_(proxy|PROXY)$|(NO_COLOR|TERM|CI)$")
+_KEPT = re.compile(
+    r"(UNDERPASS|PIP|GO|SSL_CERT)[A-Z_]*$|.*_(proxy|PROXY)$|(NO_COLOR|TERM|CI|PYTHONPYCACHEPREFIX)$"
+)
 
 
 @dataclass
@@ -89,6 +91,8 @@ def become_root() -> None:
     for name, folder in (("UNDERPASS_CACHE", paths.cache()), ("UNDERPASS_STATE", paths.state())):
         folder.mkdir(parents=True, exist_ok=True)  # as the user: ~/.cache and the like stay theirs
         os.environ[name] = str(folder)
+    # What root compiles does not go into the user's checkout, where the user could not remove it.
+    os.environ.setdefault("PYTHONPYCACHEPREFIX", str(paths.cache() / "tools" / "pycache"))
     # By name: values, such as a proxy's password, would show in the list of processes.
     kept = ",".join(name for name in os.environ if _KEPT.match(name))
     words = ["sudo", f"--preserve-env={kept}", "--", sys.executable, "-m", "lab", *sys.argv[1:]]

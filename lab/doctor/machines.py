@@ -21,9 +21,9 @@ RIGHTS = (
     "all capabilities, writable control groups and no system call filter"
 )
 
-#: Programs that matter only while artifacts are missing, or to the test suite alone.
+#: Programs that matter only while artifacts are missing, and those that no lab needs.
 _TO_BUILD = {"mmdebstrap", "buildah", "gcc"}
-_TO_TEST = {"shellcheck", "nft"}
+_BESIDE = {"shellcheck", "nft", "zstd"}
 
 #: Moves itself into the groups $2.. (as many as $1), hides /run, and becomes the rest of the words.
 #: nspawn keeps directories in /run, which it would leave there if it were killed.
@@ -46,7 +46,7 @@ def programs() -> Seen:
     """Run each program that this lab will call."""
     there = builds.locate()
     complete = all(recipe.name in there for recipe in builds.recipes())
-    left_out = _TO_TEST | (_TO_BUILD if complete else set())
+    left_out = _BESIDE | (_TO_BUILD if complete else set())
     wanted = [need for need in NEEDS if need.program and need.program[0] not in left_out]
     missing, seen = [], []
     for need in wanted:

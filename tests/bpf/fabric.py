@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from datapath import links, tables
+from datapath.codec import UNSPECIFIED, Address
 from datapath.constants import ANY_IDENTITY, CacheFlag, Direction, Identity, NodeFlag, Verdict
 from tests.bpf.namespaces import Namespace
 from tests.bpf.sandbox import GATEWAY, POD_RANGE, Node, Sandbox
@@ -33,7 +34,7 @@ def port_key(
 OPEN = {any_key(Direction.INGRESS): ALLOW, any_key(Direction.EGRESS): ALLOW}
 
 
-def host_prefix(address: tables.Address) -> tables.PrefixKey:
+def host_prefix(address: Address) -> tables.PrefixKey:
     """The key of one address in `ipcache`."""
     return tables.PrefixKey(prefix=128, address=address)
 
@@ -157,7 +158,7 @@ class Fabric:
         for other in self.nodes:
             own = other is node
             flags = NodeFlag.LOCAL if own else NodeFlag.NONE
-            tunnel = tables.UNSPECIFIED if own else other.address
+            tunnel = UNSPECIFIED if own else other.address
             identity = Identity.HOST if own else Identity.REMOTE_NODE
             for address in (other.address, other.router):
                 node.maps.nodes.put(

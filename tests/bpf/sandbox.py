@@ -96,7 +96,7 @@ class Sandbox:
         self._base = base
         self.cgroup = _cgroup_root() / base.name
         self.cgroup.mkdir()
-        self._stack.callback(self.cgroup.rmdir)
+        self._stack.callback(self._remove_cgroups)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -106,6 +106,10 @@ class Sandbox:
         assert self._holder.stdin
         self._holder.stdin.close()
         self._holder.wait(10)
+
+    def _remove_cgroups(self) -> None:
+        for folder in sorted(self.cgroup.glob("**/"), reverse=True):
+            folder.rmdir()
 
     def run(
         self, namespace: Namespace, *command: str, check: bool = True

@@ -14,6 +14,7 @@ import pytest
 from datapath import attach, libbpf, tables
 from datapath.libbpf import AttachType, MapType
 from datapath.programs import PROGRAMS
+from tests.bpf.counting import wait_for
 from tests.bpf.fabric import Fabric, Pod
 from tests.bpf.sandbox import Node, Sandbox
 from tests.bpf.talking import connected, receive
@@ -90,7 +91,7 @@ def test_programs_are_replaced_under_running_traffic(home: Node, pair: tuple[Pod
         )
 
         def send_denied() -> None:
-            while not stop.is_set():
+            while not stop.wait(0.001):
                 denied.sendto(b"x", (str(server.address), 99))
 
         def listen() -> None:
@@ -101,7 +102,7 @@ def test_programs_are_replaced_under_running_traffic(home: Node, pair: tuple[Pod
                     continue
 
         def stream() -> None:
-            while not stop.is_set():
+            while not stop.wait(0.001):
                 connection.client.sendall(data)
                 assert receive(connection.server, len(data)) == data
                 rounds.append(1)
@@ -112,8 +113,8 @@ def test_programs_are_replaced_under_running_traffic(home: Node, pair: tuple[Pod
             thread.start()
         result = json.loads(home.loader("up", "--force").stdout)
         after = len(rounds)
-        while len(rounds) < after + 10:
-            assert threads[2].is_alive()
+        wait_for(lambda: len(rounds) >= after + 10 or not threads[2].is_alive(), "the stream goes on")
+        assert threads[2].is_alive()
         stop.set()
         for thread in threads:
             thread.join()
@@ -215,10 +216,10 @@ def test_pins_are_roots_alone(home: Node) -> None:
 
 
 def test_faults_of_the_configuration_are_all_listed(home: Node) -> None:
-    home.write_config(node_address="nowhere", overlay_port=0, devices=[], suprise=1)
+    home.write_config(node_address="nowhere", overlay_port=0, devices=[], surprising=1)
     done = home.loader("up", check=False)
     assert done.returncode == 2
-    for word in ("node_address", "overlay_port", "devices", "suprise: is not known"):
+    for word in ("node_address", "overlay_port", "devices", "surprising: is not known"):
         assert word in done.stderr
 
 

@@ -12,6 +12,7 @@ import time
 import pytest
 from scapy.layers.inet import ICMP, IP, TCP, UDP, IPerror, TCPerror
 from scapy.layers.l2 import Ether
+from scapy.packet import Packet
 
 from datapath import libbpf, tables
 from datapath.codec import UNSPECIFIED
@@ -377,7 +378,7 @@ def error(quoted_source: object, quoted_destination: object, ports: tuple[int, i
     return ICMP(type=3, code=4, nexthopmtu=1300) / quoted
 
 
-def quoted_tuple(frame: Ether) -> tuple[str, str, str, str, int, int]:
+def quoted_tuple(frame: Packet) -> tuple[str, str, str, str, int, int]:
     """Addresses of an ICMP error and of what it quotes; its checksums must be right."""
     again = frame.copy()
     del again[IP].chksum, again[ICMP].chksum, again[IPerror].chksum

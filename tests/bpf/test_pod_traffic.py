@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import ipaddress
+from typing import Any
 
 import pytest
 from scapy.layers.inet import ICMP, IP, TCP, UDP, IPerror, TCPerror
 from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import ARP, Ether
-from scapy.packet import Raw
+from scapy.packet import Packet, Raw
 
 from datapath import tables
 from datapath.constants import Direction, Place, PolicyFlag, Verdict
@@ -98,8 +99,8 @@ def test_an_overlay_packet_from_a_pod_to_a_node(client: Pod, other: Node) -> Non
 # ARP
 
 
-def arp(pod: Pod, **fields: object) -> Ether:
-    values = {
+def arp(pod: Pod, **fields: Any) -> Packet:
+    values: dict[str, Any] = {
         "op": 1,
         "hwsrc": mac_text(pod.mac),
         "psrc": str(pod.address),

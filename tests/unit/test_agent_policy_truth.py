@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Hashable
 from typing import Any
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from agent.addresses import prefix_key
-from agent.identity.labels import identity_labels
+from agent.identity.labels import address_labels, identity_labels
 from agent.identity.reserved import FIRST_POD_IDENTITY, Reserved
 from agent.model.objects import Identity, Name, Namespace, Pod, PolicySource, Protocol
 from agent.policy.entries import Entries, entries
@@ -17,6 +18,7 @@ from agent.policy.repository import Repository, parse
 from datapath.constants import Direction, Verdict
 from datapath.tables import PrefixKey
 from tests.policy_truth import Peer, Policy, allowed
+from tests.sizes import SIZES
 
 PODS_RANGE = ipaddress.IPv4Network("10.244.0.0/16")
 NAMESPACES = {"blue": {"team": "b"}, "red": {"team": "r", "env": "prod"}}
@@ -25,14 +27,20 @@ PORTS = (1, 79, 80, 81, 443, 8079, 8080, 8087, 8088, 65535)
 OUTSIDE = ("192.0.2.1", "192.0.2.77", "198.51.100.9", "203.0.113.200")
 
 
-def pod(index: int, namespace: str, labels: dict[str, str], ports: dict[tuple[str, str], int]) -> Peer:
+def pod(
+    index: int,
+    namespace: str,
+    labels: dict[str, str],
+    ports: dict[tuple[str, str], int],
+    service_account: str | None = None,
+) -> Peer:
     return Peer(
         kind="pod",
         address=f"10.244.{1 + index % 2}.{10 + index}",
         namespace=namespace,
-        labels={**labels, "own": str(index)},
+        labels=labels,
         namespace_labels=NAMESPACES[namespace],
-        service_account=("default", "robot")[index % 2],
+        service_account=service_account or ("default", "robot")[index % 2],
         ports=ports,
     )
 
@@ -43,6 +51,9 @@ PEERS = [
     pod(2, "blue", {"app": "a", "tier": "x"}, {}),
     pod(3, "red", {"app": "a"}, {("web", "TCP"): 443}),
     pod(4, "red", {"app": "c", "tier": "x"}, {}),
+    # The same labels as pods 0 and 4: only rules for address ranges tell them apart.
+    pod(5, "blue", {"app": "a"}, {("web", "TCP"): 80, ("dns", "UDP"): 53}, "default"),
+    pod(6, "red", {"app": "c", "tier": "x"}, {}, "default"),
     Peer("host", "172.30.0.2"),
     Peer("remote-node", "172.30.0.3"),
     *(Peer("world", address) for address in OUTSIDE),
@@ -204,27 +215,41 @@ class Node:
         self.identities: dict[str, int] = {}
         self.repository.put_own_node([p.address for p in PEERS if p.kind == "host"])
         self.repository.put_nodes([p.address for p in PEERS if p.kind == "remote-node"])
-        for index, peer in enumerate(p for p in PEERS if p.kind == "pod"):
-            name = Name(peer.namespace, f"pod-{index}")
-            thing = Pod(name, str(index), "node", peer.labels, peer.service_account)
-            labels = identity_labels(thing, Namespace(peer.namespace, peer.namespace_labels))
-            identity = Identity(FIRST_POD_IDENTITY + index, labels)
-            ports = tuple((n, Protocol(p), number) for (n, p), number in peer.ports.items())
-            self.identities[peer.address] = identity.number
-            self.repository.put_identity(identity.number, identity)
-            self.repository.put_holder(index, identity.number, [peer.address], ports)
-            self.repository.put_endpoint(peer.address, labels, ports)
+        self.numbers: dict[frozenset[tuple[str, str]], int] = {}
+        self.relabel()
+
+    def relabel(self) -> set[str]:
+        """Give each pod the identity of its labels, as the agents do after each change."""
+        concerned: set[Hashable] = set()
+        splitting = self.repository.splitting_networks()
+        for peer in PEERS:
+            if peer.kind != "pod":
+                continue
+            thing = Pod(Name(peer.namespace, peer.address), "u", "n", peer.labels, peer.service_account)
+            namespace = Namespace(peer.namespace, peer.namespace_labels)
+            labels = identity_labels(thing, namespace, address_labels(peer.address, splitting))
+            number = self.numbers.setdefault(
+                frozenset(labels.items()), FIRST_POD_IDENTITY + len(self.numbers)
+            )
+            ports = tuple((n, Protocol(p), one) for (n, p), one in peer.ports.items())
+            if self.identities.get(peer.address) != number:
+                self.identities[peer.address] = number
+                self.repository.put_endpoint(peer.address, labels, ports)
+                concerned.add(peer.address)
+            concerned |= self.repository.put_identity(number, Identity(number, labels))
+            concerned |= self.repository.put_holder(peer.address, number, [peer.address], ports)
+        return {str(key) for key in concerned}
 
     def put(self, index: int, policy: Policy | None) -> set[str]:
         key = ("any", str(index))
         if policy is None:
-            return {str(k) for k in self.repository.put_policy(key, None)}
+            return {str(k) for k in self.repository.put_policy(key, None)} | self.relabel()
         source = PolicySource(
             policy.kind, Name(policy.namespace, f"p{index}"), str(index), 1, {"spec": policy.spec}
         )
         parsed = parse(source)
         assert parsed.valid, parsed.faults
-        return {str(k) for k in self.repository.put_policy(key, parsed)}
+        return {str(k) for k in self.repository.put_policy(key, parsed)} | self.relabel()
 
     def identity_of(self, peer: Peer) -> int:
         if peer.kind == "pod":
@@ -305,14 +330,21 @@ def check(node: Node, compiled: Compiled, policies: list[Policy]) -> None:
 
 
 SETTINGS = settings(
-    max_examples=30,
+    max_examples=SIZES.policy_examples,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
 )
 
 
+def from_block(**block: Any) -> Policy:
+    return Policy("NetworkPolicy", "blue", {"podSelector": {}, "ingress": [{"from": [{"ipBlock": block}]}]})
+
+
 @SETTINGS
 @given(st.lists(kubernetes_policies, max_size=4))
+@example([from_block(cidr="10.244.1.0/24")])
+@example([from_block(cidr="0.0.0.0/0", **{"except": ["10.244.2.11/32"]})])
+@example([from_block(cidr="192.0.2.0/24", **{"except": ["192.0.2.0/24"]})])
 def test_network_policies_mean_what_the_truth_table_says(policies: list[Policy]) -> None:
     node = Node()
     for index, policy in enumerate(policies):

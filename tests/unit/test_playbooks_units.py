@@ -6,7 +6,7 @@ import http.server
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -174,7 +174,7 @@ def test_stopping_goes_backwards(systemd: Systemd) -> None:
 class Health(http.server.BaseHTTPRequestHandler):
     """Answers as the list says, one after the other; the last one stays."""
 
-    answers: list[tuple[int, bytes]]
+    answers: ClassVar[list[tuple[int, bytes]]]
 
     def do_GET(self) -> None:  # the name is the base class's
         status, body = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
@@ -189,7 +189,7 @@ class Health(http.server.BaseHTTPRequestHandler):
 @pytest.fixture
 def health() -> Iterator[tuple[str, type[Health]]]:
     class Own(Health):
-        answers = [(200, b"ok")]
+        answers: ClassVar[list[tuple[int, bytes]]] = [(200, b"ok")]
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Own) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()

@@ -1,0 +1,141 @@
+"""The Makefile and what CI runs: the whole suite, its status, the time of each phase."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from lab.paths import ROOT
+
+
+def make(*words: str, env: dict[str, str] | None = None) -> str:
+    """What `make -n` would run."""
+    done = subprocess.run(
+        ["make", "-n", *words],
+        cwd=ROOT,
+        env={"PATH": os.environ["PATH"], **(env or {})},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return done.stdout
+
+
+def test_the_whole_suite_is_every_part_in_one_run_after_its_artifacts() -> None:
+    lines = make("test").splitlines()
+    assert [line for line in lines if "lab build" in line]
+    (run,) = [line for line in lines if "pytest" in line]
+    parts = [f"tests/{part}" for part in ("unit", "lint", "bpf", "lab") if (ROOT / "tests" / part).is_dir()]
+    assert run.split()[-len(parts) :] == parts
+    assert "-k" not in run
+
+
+@pytest.mark.parametrize("by", ["argument", "environment"])
+def test_an_expression_chooses_tests_by_name(by: str) -> None:
+    said = make("test", "T=a and b") if by == "argument" else make("test", env={"T": "a and b"})
+    assert '-k "$T"' in said
+    assert "lab build" not in said
+
+
+def test_a_path_chooses_tests_by_place() -> None:
+    said = make("test", "T=tests/unit/test_labfile.py::test_one")
+    assert said.rstrip().endswith(' "$T"')
+    assert "-k" not in said
+
+
+def test_a_soak_is_the_same_at_full_size() -> None:
+    said = make("soak", "T=kills")
+    assert "UNDERPASS_SIZE=full" in said
+    assert '-k "$T"' in said
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """The scripts of CI alone, in a place of their own."""
+    shutil.copytree(ROOT / ".ci", tmp_path / "checkout" / ".ci")
+    return tmp_path / "checkout"
+
+
+def fake(folder: Path, name: str, script: str) -> None:
+    folder.mkdir(exist_ok=True)
+    (folder / name).write_text(f"#!/bin/bash\n{script}\n")
+    (folder / name).chmod(0o755)
+
+
+def with_programs(folder: Path, **more: str) -> dict[str, str]:
+    return {**os.environ, "PATH": f"{folder}:{os.environ['PATH']}", **more}
+
+
+@pytest.mark.parametrize("status", [0, 2])
+def test_ci_runs_make_test_whole_and_passes_its_status_on(
+    checkout: Path, tmp_path: Path, status: int
+) -> None:
+    fake(
+        tmp_path / "bin",
+        "make",
+        f'echo "make $* in $PWD, stdin: $(cat)"; .ci/phase setup true; .ci/phase tests sh -c "exit {status}"',
+    )
+    done = subprocess.run(
+        [checkout / ".ci" / "run"],
+        cwd="/",
+        env=with_programs(tmp_path / "bin", T="only this", CDPATH="/"),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == status
+    lines = done.stdout.splitlines()
+    assert lines[0] == f"make test T= in {checkout}, stdin: "
+    phases = {line.split()[0]: line.split(None, 5)[-1] for line in lines[2:]}
+    result = "passed" if status == 0 else f"failed ({status})"
+    assert phases["setup"] == "passed"
+    assert phases["tests"] == result
+    assert phases["all"] == result
+
+
+def test_a_phase_passes_arguments_and_status_through(tmp_path: Path) -> None:
+    record = tmp_path / "phases"
+    done = subprocess.run(
+        [ROOT / ".ci" / "phase", "name", "sh", "-c", 'printf "%s." "$@"; exit 7', "sh", "a b", "$c"],
+        env={**os.environ, "UNDERPASS_PHASES": str(record)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 7
+    assert done.stdout == "a b.$c."
+    assert record.read_text().split() == ["name", "0", "failed", "(7)"]
+
+
+def test_root_works_with_the_users_folders_and_registries_and_no_value_is_shown(
+    checkout: Path, tmp_path: Path
+) -> None:
+    programs = tmp_path / "bin"
+    fake(programs, "id", "echo 1000")
+    fake(programs, "sudo", 'printf "%s\\n" "$@"; [[ $1 != chown ]] || exit 9; exit 5')
+    fake(checkout / ".venv", "x", "")
+    fake(checkout / ".venv" / "bin", "python", f"echo {tmp_path}/cache; echo {tmp_path}/state")
+    secret = "dont-show-me"
+    done = subprocess.run(
+        [checkout / ".ci" / "as-root", "the", "command here"],
+        cwd=checkout,
+        env=with_programs(
+            programs, PIP_INDEX_URL=secret, https_proxy=secret, GOPROXY=secret, T="a", ALIEN="b"
+        ),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 5
+    kept, *command = done.stdout.splitlines()
+    assert command == ["the", "command here"]
+    names = set(kept.removeprefix("--preserve-env=").split(","))
+    assert {"PIP_INDEX_URL", "https_proxy", "GOPROXY", "T", "UNDERPASS_CACHE", "UNDERPASS_STATE"} <= names
+    assert "ALIEN" not in names
+    assert secret not in done.stdout
+    assert (tmp_path / "cache").is_dir(), "made as the user, or its parents would be root's"
+    assert (tmp_path / "state").is_dir()
