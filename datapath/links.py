@@ -60,6 +60,9 @@ def ensure_overlay(name: str, port: int, underlay: str) -> int:
             )
             found = netlink.link_lookup(ifname=name)
         index = int(found[0])
+        present = netlink.get_links(index)[0].get_nested("IFLA_LINKINFO", "IFLA_INFO_DATA", "IFLA_VXLAN_PORT")
+        if present != port:
+            raise OSError(f"{name} is there already, with port {present} and not {port}: run `down` first")
         netlink.link("set", index=index, mtu=mtu, flags=_IFF_NOARP, change=_IFF_NOARP)
         netlink.link("set", index=index, state="up")
     return index

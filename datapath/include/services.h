@@ -63,9 +63,11 @@ static __always_inline struct backend *service_affine(const struct service *serv
 }
 
 /*
- * Choose a backend. client: who asks, for affinity (service is filled in here). Returns 0 when there is none.
+ * Choose a backend. client: who asks, for affinity (service is filled in here). lot: any number; the same one gets the
+ * same backend while the service does not change. Returns 0 when there is none.
  */
-static __always_inline struct backend *service_pick(const struct service *service, struct affinity_key *client)
+static __always_inline struct backend *service_pick(const struct service *service, struct affinity_key *client,
+						    __u32 lot)
 {
 	struct backend *backend = 0;
 
@@ -79,7 +81,7 @@ static __always_inline struct backend *service_pick(const struct service *servic
 		if (!backend) {
 			struct affinity_entry entry = { .last_used = now };
 
-			backend = service_slot(service->id, random_u32() % service->count);
+			backend = service_slot(service->id, lot % service->count);
 			if (backend) {
 				entry.backend = backend->id;
 				map_update(MAP(affinity), client, &entry, BPF_ANY);
@@ -87,7 +89,7 @@ static __always_inline struct backend *service_pick(const struct service *servic
 		}
 		return backend;
 	}
-	return service_slot(service->id, random_u32() % service->count);
+	return service_slot(service->id, lot % service->count);
 }
 
 struct choice {
@@ -95,18 +97,29 @@ struct choice {
 	struct backend *backend; /* 0: it has none */
 };
 
-static __always_inline struct choice service_choose(const struct addr *address, __be16 port, __u8 protocol, __u8 scope,
-						    int is_node, struct affinity_key *client)
+/* What is asked of the table of services. */
+struct question {
+	const struct addr *address;
+	__be16 port;
+	__u8 protocol;
+	__u8 scope;
+	__u8 is_node;
+	__u32 lot;
+};
+
+static __always_inline struct choice service_choose(const struct question *ask, struct affinity_key *client)
 {
-	struct choice choice = { .service = service_find(address, port, protocol, scope, is_node) };
+	struct choice choice = {
+		.service = service_find(ask->address, ask->port, ask->protocol, ask->scope, ask->is_node),
+	};
 
 	if (!choice.service)
 		return choice;
-	choice.backend = service_pick(choice.service, client);
+	choice.backend = service_pick(choice.service, client, ask->lot);
 	if (!choice.backend && choice.service->count) {
-		choice.service = service_find(address, port, protocol, scope, is_node);
+		choice.service = service_find(ask->address, ask->port, ask->protocol, ask->scope, ask->is_node);
 		if (choice.service)
-			choice.backend = service_pick(choice.service, client);
+			choice.backend = service_pick(choice.service, client, ask->lot);
 	}
 	return choice;
 }

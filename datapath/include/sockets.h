@@ -87,14 +87,23 @@ static __always_inline int socket_translate(struct bpf_sock_addr *ctx, struct so
 	struct origin origin = {};
 	struct namespace *pod;
 	struct choice choice;
-	int in_range, is_node;
+	int in_range;
+	struct question ask = {
+		.address = &peer->address,
+		.port = peer->port,
+		.protocol = peer->protocol,
+		.scope = SCOPE_CLUSTER,
+	};
 
 	*found = 0;
 	if (!config || !protocol_has_ports(peer->protocol))
 		return SOCKET_GO_ON;
-	is_node = socket_peer_is_node(config, &peer->address, space.cookie);
+	key.cookie = socket_cookie(ctx);
+	ask.is_node = socket_peer_is_node(config, &peer->address, space.cookie);
+	/* The datagrams of one socket belong together (QUIC): they go to one backend, also without connect(). */
+	ask.lot = peer->protocol == PROTOCOL_TCP ? random_u32() : (__u32)key.cookie;
 	in_range = addr_in_range(&peer->address, &config->service_range, &config->service_mask);
-	choice = service_choose(&peer->address, peer->port, peer->protocol, SCOPE_CLUSTER, is_node, &client);
+	choice = service_choose(&ask, &client);
 	if (!choice.service && !in_range)
 		return SOCKET_GO_ON;
 	pod = map_lookup(MAP(namespaces), &space);
@@ -105,7 +114,6 @@ static __always_inline int socket_translate(struct bpf_sock_addr *ctx, struct so
 	if (!choice.backend)
 		return socket_refuse(REASON_SERVICE_NO_BACKEND);
 
-	key.cookie = socket_cookie(ctx);
 	key.peer = choice.backend->address;
 	key.peer_port = choice.backend->port;
 	key.protocol = peer->protocol;

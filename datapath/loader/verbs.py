@@ -217,8 +217,11 @@ def _attach_everything(configuration: Configuration, overlay: int) -> int:
     pins = configuration.pins
     try:
         changed = attach.attach_all(Target.OVERLAY, overlay, pins)
-        for device in configuration.devices:
-            changed += attach.attach_all(Target.HOST, links.ifindex(device), pins)
+        own = [links.ifindex(device) for device in configuration.devices]
+        for index in own:
+            changed += attach.attach_all(Target.HOST, index, pins)
+        for index in set(links.link_indexes()) - set(own):
+            attach.detach_all(Target.HOST, index)  # a device that the configuration no longer names
         with _directory(configuration.cgroup) as fd:
             changed += attach.attach_all(Target.CGROUP, fd, pins)
         for index in links.link_indexes():

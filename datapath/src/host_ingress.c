@@ -59,6 +59,7 @@ int host_ingress(struct __sk_buff *skb)
 		.peer_identity = IDENTITY_WORLD,
 	};
 	struct affinity_key client = {};
+	struct question ask = { .scope = SCOPE_EXTERNAL };
 	struct translation *known, to;
 	struct choice choice;
 	struct packet packet;
@@ -85,8 +86,12 @@ int host_ingress(struct __sk_buff *skb)
 	if (packet.kind == PACKET_ICMP_ERROR)
 		return TC_PASS;
 	client.client = packet.source;
-	choice = service_choose(&packet.destination, packet.destination_port, packet.protocol, SCOPE_EXTERNAL, node != 0,
-				&client);
+	ask.address = &packet.destination;
+	ask.port = packet.destination_port;
+	ask.protocol = packet.protocol;
+	ask.is_node = node != 0;
+	ask.lot = random_u32();
+	choice = service_choose(&ask, &client);
 	if (!choice.service)
 		return TC_PASS;
 	if (!choice.backend) {

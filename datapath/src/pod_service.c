@@ -26,9 +26,15 @@ static __always_inline int service_request(const struct config *config, const st
 					   struct translation *to)
 {
 	struct affinity_key client = { .client = packet->source };
-	int is_node = node_of(&packet->destination) != 0;
-	struct choice choice = service_choose(&packet->destination, packet->destination_port, packet->protocol,
-					      SCOPE_CLUSTER, is_node, &client);
+	struct question ask = {
+		.address = &packet->destination,
+		.port = packet->destination_port,
+		.protocol = packet->protocol,
+		.scope = SCOPE_CLUSTER,
+		.is_node = node_of(&packet->destination) != 0,
+		.lot = random_u32(),
+	};
+	struct choice choice = service_choose(&ask, &client);
 
 	if (!choice.service)
 		return REASON_SERVICE_UNKNOWN;

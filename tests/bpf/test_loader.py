@@ -228,6 +228,7 @@ def test_faults_of_the_configuration_are_all_listed(home: Node) -> None:
     [
         ({"devices": ["eth7"]}, 2, "no device eth7"),
         ({"pins": "/run/pins"}, 3, "not on a BPF file system"),
+        ({"overlay_port": 4790}, 3, "with port 8472 and not 4790"),
         ({"cgroup": "/proc/self"}, 6, "cannot attach"),
         ({"cgroup": "/nowhere"}, 3, "cannot open the cgroup"),
     ],

@@ -16,7 +16,7 @@ from tests.bpf.talking import connected, listening
 
 UDP = 17
 ALLOWED, DENIED = 5001, 5002
-# Both say: port 5001 yes, port 5002 no; but by other entries. Any mixture of the two would say something else.
+# Both say: port 5001 yes, port 5002 no; but by other entries, so that a mixture would say something else.
 BY_PORT = {port_key(Direction.INGRESS, UDP, ALLOWED): ALLOW}
 BY_DENIAL = {
     any_key(Direction.INGRESS): ALLOW,

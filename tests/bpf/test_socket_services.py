@@ -136,6 +136,21 @@ def test_datagrams(connect_first: bool, mapped: bool, client: Pod, server: Pod) 
         assert (data, source[:2]) == (b"answer", address)
 
 
+def test_the_datagrams_of_one_socket_go_to_one_backend(client: Pod, pods: Pods, node: Node) -> None:
+    servers = [pods(node, 1500 + i) for i in range(4)]
+    with service(node, VIP, 53, [(pod.address, 5353) for pod in servers], protocol=17):
+        seen: Counter[str] = Counter()
+        for _ in range(24):
+            with client.namespace.socket(socket.SOCK_DGRAM) as end:
+                for _ in range(10):
+                    end.sendto(b"x", (str(VIP), 53))
+                cookie = int.from_bytes(end.getsockopt(socket.SOL_SOCKET, 57, 8), "little")
+            peers = {str(key.peer) for key in node.maps.origins.read() if key.cookie == cookie}
+            assert len(peers) == 1
+            seen.update(peers)
+    assert len(seen) > 1
+
+
 def test_affinity_keeps_a_client_with_its_backend(client: Pod, pods: Pods, node: Node, other: Node) -> None:
     servers = {f"s{i}": pods(other, 1500 + i) for i in range(4)}
     backends = [(pod.address, 8080) for pod in servers.values()]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
+import sys
 import tomllib
+from importlib import metadata
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -131,3 +134,37 @@ def test_what_has_a_program_line_can_be_run_and_nothing_else() -> None:
             wrong.append(relative(path))
     # modules of Ansible begin as it wants them, and are started by it
     assert [name for name in wrong if not name.startswith("playbooks/library/")] == []
+
+
+#: Modules that only a node has, from Debian or from requirements/node.lock.
+OF_NODES = {"bcc"}
+
+
+def test_what_is_imported_is_locked_so_that_a_fresh_checkout_has_it() -> None:
+    locked = {_normal(name) for name in _names(text(ROOT / "requirements" / "controller.lock"))}
+    owners = metadata.packages_distributions()
+    ours = {path.parent.name for path in ROOT.glob("*/__init__.py")} | {"tests", "playbooks"}
+    modules = {path.stem for path in (ROOT / "playbooks").rglob("*.py")}
+    known = ours | modules | set(sys.stdlib_module_names) | OF_NODES
+    strangers: dict[str, str] = {}
+    for path in files():
+        if path.suffix == ".py":
+            for name in _imports(path) - known:
+                if not {_normal(owner) for owner in owners.get(name, [])} & locked:
+                    strangers.setdefault(name, relative(path))
+    assert strangers == {}
+
+
+def _names(lock: str) -> list[str]:
+    return re.findall(r"^([A-Za-z0-9][\w.-]*)==", lock, re.MULTILINE)
+
+
+def _imports(path: Path) -> set[str]:
+    """The top-level modules that a Python file imports."""
+    found = set()
+    for node in ast.walk(ast.parse(text(path))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            found.add(node.module.partition(".")[0])
+    return found

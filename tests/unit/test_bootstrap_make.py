@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -139,3 +140,24 @@ def test_root_works_with_the_users_folders_and_registries_and_no_value_is_shown(
     assert secret not in done.stdout
     assert (tmp_path / "cache").is_dir(), "made as the user, or its parents would be root's"
     assert (tmp_path / "state").is_dir()
+
+
+def test_lab_asks_sudo_for_itself_with_the_same_folders_and_no_value_shown(tmp_path: Path) -> None:
+    fake(tmp_path / "bin", "sudo", 'printf "%s\\n" "$@"; printenv UNDERPASS_CACHE PYTHONPYCACHEPREFIX')
+    secret = "dont-show-me"
+    script = "import os; os.geteuid = lambda: 1000; from lab.cli.context import become_root; become_root()"
+    done = subprocess.run(
+        [sys.executable, "-c", script, "status", "--all"],
+        cwd=ROOT,
+        env=with_programs(tmp_path / "bin", UNDERPASS_CACHE=f"{tmp_path}/cache", https_proxy=secret),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    kept, *command = done.stdout.splitlines()
+    assert {"UNDERPASS_CACHE", "UNDERPASS_STATE", "https_proxy"} <= set(kept.partition("=")[2].split(","))
+    assert command[:4] == ["--", sys.executable, "-m", "lab"]
+    assert command[4:6] == ["status", "--all"]
+    assert command[6:] == [f"{tmp_path}/cache", f"{tmp_path}/cache/tools/pycache"]
+    assert secret not in done.stdout
+    assert (tmp_path / "cache").is_dir()
