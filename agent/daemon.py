@@ -204,6 +204,7 @@ class Agent:
         watches = {str(kind): float(not state.fault) for kind, state in self._plane.watches.items()}
         return {
             "ready": {"": float(self._healthy())},
+            "pods_with_forged_labels": {"": float(len(self.engine.forging))},
             "table_entries": sizes,
             "table_write_faults": faults or {"none": 0.0},
             "watch_healthy": watches,

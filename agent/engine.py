@@ -21,7 +21,7 @@ from agent.cluster import Cluster
 from agent.effects import Effects, NotReadyError, Settings
 from agent.endpoints import LocalEndpoint, belongs, named_ports
 from agent.identity.allocator import IdentityAllocator
-from agent.identity.labels import address_labels, identity_labels
+from agent.identity.labels import address_labels, forged, identity_labels
 from agent.identity.reserved import RESERVED, is_local
 from agent.ipam import Ipam
 from agent.kernel import Kernel
@@ -97,6 +97,7 @@ class Engine:
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self.state = NodeState(kernel, self._table_fault)
         self.table_faults: dict[str, int] = {}
+        self.forging: dict[str, list[str]] = {}
         self.last_flush = 0.0
 
     # From other threads
@@ -407,6 +408,10 @@ class Engine:
 
     def _pod_changed(self, key: str, pod: Pod | None) -> None:
         _set(self.cluster.pods, key, pod)
+        pretended = forged(pod) if pod else []
+        if pretended and self.forging.get(key) != pretended:
+            self._log("warning", "labels that only an agent may give are left out", pod=key, labels=pretended)
+        _set(self.forging, key, pretended or None)
         if pod is None:
             return  # the runtime's DEL ends its endpoint
         for endpoint in list(self.local.values()):

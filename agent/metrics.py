@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client import CollectorRegistry, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import generate_latest
 from prometheus_client.process_collector import ProcessCollector
@@ -29,11 +29,6 @@ class Metrics:
             "Time of the plugin's requests in the agent",
             ["command", "outcome"],
             buckets=SECONDS,
-            registry=self.registry,
-        )
-        self.forged = Counter(
-            "underpass_forged_labels",
-            "Pod labels that pretended to be an identity's own",
             registry=self.registry,
         )
 

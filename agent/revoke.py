@@ -23,6 +23,7 @@ TRIES = 3
 EXPIRE_SECONDS = 30.0
 _TCP = 6
 _DONE = ConntrackFlag.REVOKED | ConntrackFlag.RESET
+_CLOSED = ConntrackFlag.LOCAL_FIN | ConntrackFlag.PEER_FIN
 
 Peers = Mapping[ipaddress.IPv4Address, int]
 
@@ -88,7 +89,7 @@ class Revoker:
 
 
 def _is_stale(key: FlowKey, entry: ConntrackEntry, revisions: Mapping[int, int], peers: Peers) -> bool:
-    if key.protocol != _TCP or entry.flags & _DONE:
+    if key.protocol != _TCP or entry.flags & _DONE or entry.flags & _CLOSED == _CLOSED:
         return False
     if key.endpoint in revisions and entry.revision != revisions[key.endpoint]:
         return True

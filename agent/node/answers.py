@@ -90,6 +90,7 @@ class Answers:
             "waiting_writes": self._outbox.waiting,
             "nodes": nodes,
             "policies_not_valid": bad,
+            "forged_labels": dict(engine.forging),
         }
 
     def _endpoints(self) -> list[Answer]:

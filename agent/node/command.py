@@ -82,6 +82,7 @@ def show_status(answer: Mapping[str, Any]) -> str:
             for p in answer["policies_not_valid"]
         ),
     ]
+    rows += [("forged", f"{pod}: {', '.join(keys)}") for pod, keys in answer["forged_labels"].items()]
     width = max(len(row[0]) for row in rows)
     return "\n".join(f"{name.ljust(width)}  {text}" for name, text in rows)
 

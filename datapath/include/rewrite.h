@@ -7,7 +7,7 @@
  * ICMP has no pseudo header: addresses alone change.
  * An ICMP error quotes the packet that it is about, and the quoted addresses and ports change with the error's own,
  * or its receiver would not know its own packet.
- * SCTP: addresses only; its CRC covers the ports, so callers must not change them.
+ * SCTP: addresses only; its CRC covers the ports, and a change of them fails.
  */
 #ifndef UNDERPASS_REWRITE_H
 #define UNDERPASS_REWRITE_H
@@ -54,8 +54,10 @@ static __always_inline int rewrite_port(struct __sk_buff *skb, const struct pack
 	__u64 flags;
 	int checksum = rewrite_checksum_offset(packet, &flags);
 
-	if (from == to || !checksum)
+	if (from == to || packet->kind == PACKET_LATER_FRAGMENT)
 		return 0;
+	if (!checksum)
+		return -1;
 	if (checksum_l4_replace(skb, checksum, from, to, flags | sizeof(to)))
 		return -1;
 	return packet_write(skb, packet->l4 + offset, &to, sizeof(to), 0);

@@ -19,13 +19,15 @@ int host_egress(struct __sk_buff *skb)
 	__u32 unused;
 	int reason;
 
-	if (!config || skb->protocol != to_be16(ETH_P_IP) || packet_parse(skb, &packet))
+	if (!config || skb->protocol != to_be16(ETH_P_IP))
 		return TC_PASS;
-	if (packet.protocol == PROTOCOL_UDP && packet.destination_port == config->overlay_port)
+	reason = packet_parse(skb, &packet);
+	if (reason == REASON_MALFORMED)
 		return TC_PASS;
 	if (addr_in_range(&packet.sender, &config->pod_range, &config->pod_mask))
 		return dropped(skb, REASON_UNMASQUERADED, PLACE_HOST);
-	if (!protocol_has_ports(packet.protocol))
+	if (reason || !protocol_has_ports(packet.protocol) ||
+	    (packet.protocol == PROTOCOL_UDP && packet.destination_port == config->overlay_port))
 		return TC_PASS;
 	reason = translation_reply(skb, &packet, &unused);
 	if (reason == REASON_TRANSLATION_MISSING)

@@ -12,7 +12,7 @@ import time
 import pytest
 from scapy.layers.inet import ICMP, IP, TCP, UDP, IPerror, TCPerror
 from scapy.layers.l2 import Ether
-from scapy.packet import Packet
+from scapy.packet import Packet, Raw
 
 from datapath import libbpf, tables
 from datapath.codec import UNSPECIFIED
@@ -316,6 +316,9 @@ def test_no_pods_address_leaves_the_node(node: Node, client: Pod) -> None:
     frame = HEADER / IP(src=str(client.address), dst="198.51.100.7") / SYN
     with counted(node, "UNMASQUERADED", Place.HOST):
         assert run(node, "host_egress", frame, ifindex=eth0).action == DROP
+    later = HEADER / IP(src=str(client.address), dst="198.51.100.7", frag=9, id=4, proto=17) / Raw(bytes(64))
+    with counted(node, "UNMASQUERADED", Place.HOST):
+        assert run(node, "host_egress", later, ifindex=eth0).action == DROP
     frame = HEADER / IP(src=str(node.address), dst="198.51.100.7") / SYN
     assert run(node, "host_egress", frame, ifindex=eth0).action == PASS
 
@@ -453,3 +456,33 @@ def test_a_header_too_short_to_rewrite(client: Pod, server: Pod) -> None:
         counted(client.node, "REWRITE_FAILED", Place.POD_EGRESS),
     ):
         assert sent_by(client, cut).action == DROP
+
+
+def test_sctp_is_translated_only_where_its_checksum_allows(client: Pod, server: Pod) -> None:
+    """The CRC of SCTP covers the ports and not the addresses."""
+    header = Raw((40000).to_bytes(2, "big") + (80).to_bytes(2, "big") + bytes(8))
+    frame = frame_from(client, VIP, header, proto=132)
+    with service(client.node, VIP, 80, [(server.address, 80)], protocol=132):
+        outcome = sent_by(client, frame)
+        assert (outcome.action, outcome.frame[IP].dst) == (REDIRECT, str(server.address))
+    frame = frame_from(client, VIP + 1, header, proto=132)
+    with (
+        service(client.node, VIP + 1, 80, [(server.address, 8080)], protocol=132),
+        counted(client.node, "REWRITE_FAILED", Place.POD_EGRESS),
+    ):
+        assert sent_by(client, frame).action == DROP
+
+
+def test_fragments_of_a_datagram_to_a_service(client: Pod, far: Pod) -> None:
+    data = bytes(range(256)) * 40
+    with (
+        service(client.node, VIP, 53, [(far.address, 5353)], protocol=17),
+        listening(far.namespace, far.address, 5353, socket.SOCK_DGRAM) as listener,
+        client.namespace.socket(socket.SOCK_DGRAM) as end,
+    ):
+        end.sendto(data, (str(VIP), 53))
+        received, peer = listener.recvfrom(20_000)
+        assert received == data
+        listener.sendto(data[::-1], peer)
+        received, source = end.recvfrom(20_000)
+        assert (received, source) == (data[::-1], (str(VIP), 53))

@@ -271,9 +271,9 @@ def test_policy_entries(case: str, client: Pod, server: Pod) -> None:
 
 def test_sctp_is_judged_by_its_ports(client: Pod, server: Pod) -> None:
     client.set_policy({port_key(Direction.EGRESS, 132, 80): ALLOW})
-    header = Raw((40000).to_bytes(2) + (80).to_bytes(2) + bytes(8))
+    header = Raw((40000).to_bytes(2, "big") + (80).to_bytes(2, "big") + bytes(8))
     assert sent_by(client, frame_from(client, server.address, header, proto=132)).action == REDIRECT
-    header = Raw((40000).to_bytes(2) + (81).to_bytes(2) + bytes(8))
+    header = Raw((40000).to_bytes(2, "big") + (81).to_bytes(2, "big") + bytes(8))
     assert sent_by(client, frame_from(client, server.address, header, proto=132)).action == DROP
 
 

@@ -380,3 +380,14 @@ def test_pods_that_a_range_tells_apart_get_identities_of_their_own(bench: Bench)
     count = len(bench.effects.wanted)
     bench.tell(network_policy("q", podSelector={}, ingress=[wide]))
     assert len(bench.effects.wanted) == count, "a range that holds all pods tells none apart"
+
+
+def test_labels_that_pretend_to_be_an_agents_are_left_out_and_counted(bench: Bench) -> None:
+    forging = pod("a", **{"app": "a", "io.kubernetes.pod.namespace": "red"})
+    bench.complete(Change(Kind.POD, "blue/a", forging))
+    assert bench.engine.forging == {"blue/a": ["io.kubernetes.pod.namespace"]}
+    bench.put(labelled(1, forging, 300))
+    labels = bench.engine.local[1].labels or {}
+    assert labels["k8s:io.kubernetes.pod.namespace"] == "blue"
+    bench.tell(Change(Kind.POD, "blue/a", None))
+    assert not bench.engine.forging

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from clang.cindex import Index  # type: ignore[import-untyped]
+from clang.cindex import Index
 
 from datapath.programs import INCLUDE, PROGRAMS, Program
 
