@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from agent.model.objects import (
     Endpoint,
@@ -51,3 +52,11 @@ class Cluster:
         """The pod of that name; with `uid`, only if it is that very pod."""
         pod = self.pods.get(str(name))
         return pod if pod is not None and uid in ("", pod.uid) else None
+
+
+def put(table: dict[Any, Any], key: Any, value: Any) -> None:
+    """Set the key, or with None remove it."""
+    if value is None:
+        table.pop(key, None)
+    else:
+        table[key] = value

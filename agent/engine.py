@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from agent import addresses
 from agent.addresses import prefix_key
-from agent.cluster import Cluster
+from agent.cluster import Cluster, put
 from agent.effects import Effects, NotReadyError, Settings
 from agent.endpoints import LocalEndpoint, belongs, named_ports
 from agent.identity.allocator import IdentityAllocator
@@ -123,6 +123,7 @@ class Engine:
     def stop(self) -> None:
         """End after the work at hand. The kernel keeps what it has."""
         self._stop.set()
+        self._inbox.put(lambda: None)
         self._thread.join(timeout=10)
 
     def submit(self, events: Sequence[Event]) -> None:
@@ -377,17 +378,17 @@ class Engine:
             self._dirty_endpoints |= self.policies.put_api_servers(addresses_now)
 
     def _service_changed(self, key: str, service: Service | None) -> None:
-        _set(self.cluster.services, key, service)
+        put(self.cluster.services, key, service)
         self._dirty_services.add(key)
 
     def _namespace_changed(self, key: str, namespace: Any) -> None:
-        _set(self.cluster.namespaces, key, namespace)
+        put(self.cluster.namespaces, key, namespace)
         for endpoint in list(self.local.values()):
             if endpoint.attachment.namespace == key:
                 self._relabel(endpoint)
 
     def _node_changed(self, key: str, node: Node | None) -> None:
-        _set(self.cluster.nodes, key, node)
+        put(self.cluster.nodes, key, node)
         own = key == self.settings.node
         cache, nodes = addresses.compile_node(node, own) if node else ({}, {})
         self.state.ipcache.wanted.put((OWNER_NODE, key), cache)
@@ -407,11 +408,11 @@ class Engine:
             self.effects.nodes_changed(this, others)
 
     def _pod_changed(self, key: str, pod: Pod | None) -> None:
-        _set(self.cluster.pods, key, pod)
+        put(self.cluster.pods, key, pod)
         pretended = forged(pod) if pod else []
         if pretended and self.forging.get(key) != pretended:
             self._log("warning", "labels that only an agent may give are left out", pod=key, labels=pretended)
-        _set(self.forging, key, pretended or None)
+        put(self.forging, key, pretended or None)
         if pod is None:
             return  # the runtime's DEL ends its endpoint
         for endpoint in list(self.local.values()):
@@ -468,7 +469,7 @@ class Engine:
 
     def _endpoint_changed(self, key: str, endpoint: Endpoint | None) -> None:
         before = self.cluster.endpoints.get(key)
-        _set(self.cluster.endpoints, key, endpoint)
+        put(self.cluster.endpoints, key, endpoint)
         if before and endpoint and before.identity != endpoint.identity:
             self._renamed.update({IPv4Address(a): endpoint.identity for a in endpoint.addresses})
         remote = endpoint is not None and endpoint.node_address != self.own_address
@@ -485,9 +486,9 @@ class Engine:
             self.effects.endpoint_seen(key, endpoint)
 
     def _policy_changed(self, key: tuple[str, str], source: PolicySource | None) -> None:
-        _set(self.cluster.policies, key, source)
+        put(self.cluster.policies, key, source)
         parsed = repository.parse(source) if source is not None else None
-        _set(self.parsed, key, parsed)
+        put(self.parsed, key, parsed)
         self._dirty_endpoints |= self.policies.put_policy(key, parsed)
         splitting = self.policies.splitting_networks()
         if splitting != self._splitting:
@@ -497,10 +498,3 @@ class Engine:
                     self._relabel(endpoint)
         if source is not None and parsed is not None and self.effects:
             self.effects.policy_read(source, parsed)
-
-
-def _set(table: dict[Any, Any], key: Any, value: Any) -> None:
-    if value is None:
-        table.pop(key, None)
-    else:
-        table[key] = value

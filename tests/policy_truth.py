@@ -124,7 +124,10 @@ def _cilium(
     spec = policy.spec
     if policy.namespace and subject.namespace != policy.namespace:
         return False, False, False
-    if not _cilium_selects(spec["endpointSelector"], subject):
+    selector = spec["endpointSelector"]
+    if policy.namespace:
+        selector = _without_namespace(selector)
+    if not _cilium_selects(selector, subject):
         return False, False, False
     rules = spec.get(direction) or []
     denials = spec.get(direction + "Deny") or []
@@ -165,6 +168,18 @@ def _cilium_endpoint(policy: Policy, selector: Document, peer: Peer) -> bool:
     if policy.namespace and not about_namespaces and peer.namespace != policy.namespace:
         return False
     return _cilium_selects(selector, peer)
+
+
+def _without_namespace(selector: Document) -> Document:
+    """A policy of a namespace applies there alone: what its selector says of namespaces is void."""
+
+    def other(key: str) -> bool:
+        return key.split(":", 1)[-1] != "io.kubernetes.pod.namespace"
+
+    return {
+        "matchLabels": {k: v for k, v in (selector.get("matchLabels") or {}).items() if other(k)},
+        "matchExpressions": [e for e in selector.get("matchExpressions") or [] if other(e["key"])],
+    }
 
 
 def _cilium_selects(selector: Document, pod: Peer) -> bool:

@@ -22,6 +22,8 @@ class Sizes:
     labs_side_by_side: int  # labs beside the one under test
     policy_examples: int = 60  # random sets of policies held against the truth table
     address_books: int = 40  # random runs of ADD, DEL and crash against the address book
+    cni_parallel: int = 40  # sandboxes wired up and taken down at once
+    cni_rounds: int = 1  # times that, with plugin and agent killed at random points
 
 
 CI = Sizes(kills_during_up=2, power_losses=1, store_kills=10, stop_starts=1, labs_side_by_side=1)
@@ -33,6 +35,8 @@ FULL = Sizes(
     labs_side_by_side=3,
     policy_examples=2000,
     address_books=1000,
+    cni_parallel=200,
+    cni_rounds=20,
 )
 
 NAME = os.environ.get("UNDERPASS_SIZE", "ci")

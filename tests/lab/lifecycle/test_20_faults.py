@@ -74,7 +74,7 @@ def test_commands_on_a_lab_that_is_not_there_say_so(tmp_path: Path) -> None:
         (["image", "load", "/nonexistent"], 2),
         (["image", "load", "/etc/hostname"], 2),
         (["bundle", "load", "/etc/hostname"], 5),
-        (["bundle", "load", "/nonexistent"], 5),
+        (["bundle", "load", "/nonexistent"], 2),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else str(value),
 )

@@ -78,9 +78,10 @@ def test_a_report_holds_what_is_needed_and_no_secret(
     finally:
         command.check("kubectl", "delete", "secret", "carried")
     assert archive.stat().st_mode & 0o777 == 0o600
-    keys = [path.read_text() for path in (lab.folder / "keys").rglob("*.key")]
-    bodies = ["".join(key.strip().splitlines()[1:-1]) for key in keys]
+    keys = [path.read_text().strip().splitlines() for path in (lab.folder / "keys").rglob("*.key")]
+    bodies = ["".join(lines[1:-1] if len(lines) > 1 else lines) for lines in keys]
     assert bodies
+    assert all(bodies)
     with tarfile.open(archive) as tar:
         names = [member.name.partition("/")[2] for member in tar.getmembers()]
         text = "\n".join(
