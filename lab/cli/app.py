@@ -57,8 +57,7 @@ def main() -> None:
     try:
         status = app(args=argv, prog_name="lab", standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
-        say("interrupted; the same command again goes on from where this one stopped")
-        sys.exit(ExitCode.INTERRUPTED)
+        status = ExitCode.INTERRUPTED
     except LabError as fault:
         show(fault)
         if debug:
@@ -77,6 +76,8 @@ def main() -> None:
         if debug:
             traceback.print_exc()
         sys.exit(ExitCode.BUG)
+    if status == ExitCode.INTERRUPTED:  # typer makes an exit status of ctrl-C
+        say("interrupted; the same command again goes on from where this one stopped")
     sys.exit(status if isinstance(status, int) else ExitCode.OK)
 
 

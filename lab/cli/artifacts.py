@@ -45,7 +45,7 @@ def build(
             code=ExitCode.USAGE,
         )
     steps = options.steps(options.logs_of("store", "build"))
-    with steps.step("artifacts", "Build or reuse the artifacts"):
+    with steps.step("artifacts", "Build or reuse the artifacts") as building:
         built = builds.build_all(steps, only=set(names) if names else None)
     if check:
         with steps.step("check", "Hash every file"):
@@ -57,10 +57,14 @@ def build(
         {"name": name, "key": artifact.key, "path": str(artifact.path)} for name, artifact in built.items()
     ]
     if options.output is not Format.TABLE:
-        emit({"changed": steps.changed, "artifacts": rows}, options.output)
+        emit({"changed": building.changed, "artifacts": rows}, options.output)
         return
     table(rows, ["name", "key", "path"])
-    print(f"{steps.changed} built." if steps.changed else "Everything was there already; nothing to build.")
+    print(
+        f"{building.changed} built."
+        if building.changed
+        else "Everything was there already; nothing to build."
+    )
 
 
 def bundle_create(
