@@ -38,7 +38,8 @@ from agent.model.objects import (
 )
 from agent.planes.base import Change, Event, Kind, Synced
 from agent.policy import repository
-from agent.policy.entries import entries
+from agent.policy.compile import NamedPorts
+from agent.policy.entries import Entries, entries
 from agent.policy.rules import Parsed
 from agent.services.compile import compile_host_ports, compile_service
 from agent.state import (
@@ -200,11 +201,7 @@ class Engine:
         endpoint = self.local.pop(number, None)
         if endpoint is None:
             return None
-        owner = (OWNER_LOCAL, str(number))
-        self.state.endpoints.wanted.put(owner, {})
-        self.state.ipcache.wanted.put(owner, {})
-        self.state.namespaces.wanted.put(owner, {})
-        self.state.services.wanted.put(owner, {})
+        self.state.forget((OWNER_LOCAL, str(number)))
         self.state.policies.want(number, None)
         self.policies.put_endpoint(number, None)
         self._dirty_endpoints |= self.policies.put_holder((OWNER_LOCAL, number), 0, (), ())
@@ -315,13 +312,15 @@ class Engine:
         }
         self.state.ipcache.wanted.put((OWNER_RANGES,), ranges)
         dirty, self._dirty_endpoints = self._dirty_endpoints, set()
-        for number in dirty:
-            endpoint = self.local.get(number) if isinstance(number, int) else None
-            if endpoint is not None:
-                closed = endpoint.labels is None
-                self.state.policies.want(
-                    endpoint.id, {} if closed else entries(self.policies.compile(endpoint.id))
-                )
+        same: dict[tuple[int, NamedPorts], Entries] = {}  # endpoints of one identity share their policy
+        for endpoint in [e for number, e in self.local.items() if number in dirty]:
+            kind = (endpoint.identity, endpoint.ports)
+            if endpoint.labels is None:
+                self.state.policies.want(endpoint.id, {})
+                continue
+            if kind not in same:
+                same[kind] = entries(self.policies.compile(endpoint.id))
+            self.state.policies.want(endpoint.id, same[kind])
         moved = self.state.flush()
         self._dirty_endpoints |= self.policies.forget_unused_ranges()
         self.last_flush = time.monotonic()
@@ -411,7 +410,7 @@ class Engine:
         put(self.cluster.pods, key, pod)
         pretended = forged(pod) if pod else []
         if pretended and self.forging.get(key) != pretended:
-            self._log("warning", "labels that only an agent may give are left out", pod=key, labels=pretended)
+            self._log("warning", "forged labels are left out", pod=key, labels=pretended)
         put(self.forging, key, pretended or None)
         if pod is None:
             return  # the runtime's DEL ends its endpoint

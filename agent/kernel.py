@@ -27,13 +27,6 @@ class PolicyStore(Protocol):
         """Take the trie away; the endpoint is closed from then on."""
 
 
-class Connections(Protocol):
-    """What the agent does with connection tracking."""
-
-    def purge(self, endpoint: int) -> int:
-        """Delete what is known of an endpoint's connections; returns how many there were."""
-
-
 @dataclass(frozen=True)
 class Kernel:
     """All of the datapath that the agent touches."""
@@ -46,4 +39,3 @@ class Kernel:
     backends: Map[tables.BackendKey, tables.Backend]
     members: Map[tables.MemberKey, tables.Member]
     policies: PolicyStore
-    connections: Connections

@@ -34,7 +34,6 @@ class Pins:
             backends=maps.backends,
             members=maps.members,
             policies=maps.policies,
-            connections=maps.conntrack,
         )
 
     def attach(self, host_interface: str) -> None:

@@ -9,10 +9,14 @@ from __future__ import annotations
 
 import ipaddress
 import threading
+import time
 from collections.abc import Callable, Mapping
 
+from datapath import libbpf
+from datapath.codec import Record
 from datapath.constants import ConntrackFlag
 from datapath.maps import Maps
+from datapath.maps.typed import BATCH
 from datapath.nudge import nudge
 from datapath.tables import ConntrackEntry, Endpoint, FlowKey
 
@@ -20,10 +24,20 @@ from datapath.tables import ConntrackEntry, Endpoint, FlowKey
 SETTLE_SECONDS = 0.05
 AGAIN_SECONDS = 0.25
 TRIES = 3
-EXPIRE_SECONDS = 30.0
+TIDY_SECONDS = 60.0
 _TCP = 6
 _DONE = ConntrackFlag.REVOKED | ConntrackFlag.RESET
 _CLOSED = ConntrackFlag.LOCAL_FIN | ConntrackFlag.PEER_FIN
+
+
+def _place(record: type[Record], name: str) -> slice:
+    """Where a field lies in the bytes of a record."""
+    return next(slice(at, at + size) for field, at, size in record.layout().fields if field == name)
+
+
+# Whole tables are gone through: only what is looked at is read out of the bytes.
+_ENDPOINT = _place(FlowKey, "endpoint")
+_EXPIRES = _place(ConntrackEntry, "expires")
 
 Peers = Mapping[ipaddress.IPv4Address, int]
 
@@ -55,10 +69,11 @@ class Revoker:
             self._changed.notify()
 
     def run(self, stop: threading.Event) -> None:
+        tidied = time.monotonic()
         while not stop.is_set():
             with self._changed:
                 if not self._moved and not self._peers:
-                    self._changed.wait(EXPIRE_SECONDS)
+                    self._changed.wait(max(0.0, tidied + TIDY_SECONDS - time.monotonic()))
             if stop.wait(SETTLE_SECONDS):
                 return
             with self._changed:
@@ -67,8 +82,9 @@ class Revoker:
             try:
                 if moved or peers:
                     self._follow_up(moved, peers, stop)
-                else:
-                    self._maps.conntrack.expire()
+                if time.monotonic() - tidied >= TIDY_SECONDS:
+                    self.tidy()
+                    tidied = time.monotonic()
             except OSError as fault:
                 self._log("error", "connections not followed up", fault=str(fault))
 
@@ -81,6 +97,22 @@ class Revoker:
             nudge([(key, endpoints[key.endpoint]) for key in stale if key.endpoint in endpoints])
             if stop.wait(AGAIN_SECONDS):
                 return
+
+    def tidy(self) -> int:
+        """Delete entries that have expired or whose endpoint is gone; returns how many.
+
+        An endpoint's number comes back after 65,535 others at the earliest, so long after this.
+        """
+        now = time.monotonic_ns()
+        found = [
+            (raw, int.from_bytes(raw[_ENDPOINT], "little"), int.from_bytes(value[_EXPIRES], "little"))
+            for raw, value in libbpf.map_items(self._maps.conntrack.fd, FlowKey.size(), ConntrackEntry.size())
+        ]
+        living = set(self._endpoints())
+        dead = [raw for raw, endpoint, expires in found if expires < now or endpoint not in living]
+        for start in range(0, len(dead), BATCH):
+            libbpf.map_delete_many(self._maps.conntrack.fd, dead[start : start + BATCH])
+        return len(dead)
 
     def stale(self, moved: set[int], peers: Peers) -> list[FlowKey]:
         """The TCP connections that have not been judged since the change."""

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from agent.kernel import Kernel
 from agent.policy.entries import Entries
 from agent.sync import ServiceSync, TableSync
+from agent.tables import Owner
 from datapath import tables
 
 RETRY_SECONDS = 2.0
@@ -24,7 +25,6 @@ class PolicySync:
 
     def __init__(self, kernel: Kernel, report: Callable[[str, OSError], None]) -> None:
         self._store = kernel.policies
-        self._connections = kernel.connections
         self._report = report
         self._there: dict[int, Entries | None] = {}
         self._wanted: dict[int, Entries] = {}
@@ -149,6 +149,11 @@ class NodeState:
             self.policies,
         ):
             table.adopt()
+
+    def forget(self, owner: Owner) -> None:
+        """Want nothing of what `owner` wanted."""
+        for table in (self.endpoints, self.ipcache, self.namespaces, self.services):
+            table.wanted.put(owner, {})
 
     def flush(self) -> set[int]:
         """Bring the kernel to what is wanted; returns the endpoints whose policy moved.

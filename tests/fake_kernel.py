@@ -69,17 +69,6 @@ class FakePolicies:
         return self.content.pop(endpoint, None) is not None
 
 
-class FakeConnections:
-    """Connection tracking that only remembers what it was told."""
-
-    def __init__(self) -> None:
-        self.purged: list[int] = []
-
-    def purge(self, endpoint: int) -> int:
-        self.purged.append(endpoint)
-        return 0
-
-
 class FakeKernel:
     """One node's maps."""
 
@@ -92,7 +81,6 @@ class FakeKernel:
         self.backends: FakeMap[tables.BackendKey, tables.Backend] = FakeMap()
         self.members: FakeMap[tables.MemberKey, tables.Member] = FakeMap()
         self.policies = FakePolicies()
-        self.connections = FakeConnections()
 
     def kernel(self) -> Kernel:
         return Kernel(
@@ -104,5 +92,4 @@ class FakeKernel:
             backends=self.backends,
             members=self.members,
             policies=self.policies,
-            connections=self.connections,
         )

@@ -172,6 +172,16 @@ def test_defaults_of_the_api_are_filled_in() -> None:
     assert headless.addresses == ()
 
 
+def test_balancers_in_proxy_mode_see_their_traffic() -> None:
+    item = service_item(type="LoadBalancer")
+    item["status"] = {
+        "loadBalancer": {"ingress": [{"ip": "192.0.2.1", "ipMode": "Proxy"}, {"ip": "192.0.2.2"}]}
+    }
+    service = parse.service(item)
+    assert service is not None
+    assert service.external_addresses == ("192.0.2.2",)
+
+
 def test_services_that_are_not_ours_are_left_alone() -> None:
     assert parse.service(service_item(type="ExternalName")) is None
     other = service_item()

@@ -86,7 +86,9 @@ def service(item: Item) -> Service | None:
         return None
     addresses = tuple(a for a in spec.get("clusterIPs") or [spec.get("clusterIP")] if a and a != "None")
     balancers = ((item.get("status") or {}).get("loadBalancer") or {}).get("ingress") or []
-    external = [*(spec.get("externalIPs") or []), *(b["ip"] for b in balancers if b.get("ip"))]
+    # In mode Proxy, the balancer itself wants to see the traffic.
+    direct = [b["ip"] for b in balancers if b.get("ip") and b.get("ipMode") != "Proxy"]
+    external = [*(spec.get("externalIPs") or []), *direct]
     affinity = 0
     if spec.get("sessionAffinity") == "ClientIP":
         config = (spec.get("sessionAffinityConfig") or {}).get("clientIP") or {}
