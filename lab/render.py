@@ -93,7 +93,7 @@ def render(lab: LabFile) -> Rendered:
             roles=node.roles,
             address=str(nodes_range[2 + index]),
             mac="02:" + ":".join(f"{byte:02x}" for byte in (*digest[:4], index + 1)),
-            machine=f"underpass-{lab.id}-{node.name}",
+            machine=f"underpass-{lab.id}.{node.name}",
             host_link=f"up{tag}n{index + 1}",
             cgroup=f"{cgroup}/{node.name}",
             cpus=node.cpus,

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
+import threading
 import traceback
 from pathlib import Path
+from types import FrameType
 from typing import Annotated, Protocol, runtime_checkable
 
 import typer
@@ -54,11 +57,15 @@ def main() -> None:
     """Run ``lab`` and exit with one of `ExitCode`, or with the status of a command handed over to."""
     argv = _globals_first(sys.argv[1:])
     debug = "--debug" in argv
+    interrupted = _note_interrupts()
     try:
         status = app(args=argv, prog_name="lab", standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
         status = ExitCode.INTERRUPTED
     except LabError as fault:
+        if interrupted.is_set():  # what the interrupt ended failed, and its fault came first
+            say("interrupted; the same command again goes on from where this one stopped")
+            sys.exit(ExitCode.INTERRUPTED)
         show(fault)
         if debug:
             traceback.print_exc()
@@ -79,6 +86,18 @@ def main() -> None:
     if status == ExitCode.INTERRUPTED:  # typer makes an exit status of ctrl-C
         say("interrupted; the same command again goes on from where this one stopped")
     sys.exit(status if isinstance(status, int) else ExitCode.OK)
+
+
+def _note_interrupts() -> threading.Event:
+    """Ctrl-C goes to the programs that we wait for, too: remember it, whichever of us ends first."""
+    seen = threading.Event()
+
+    def note(signum: int, frame: FrameType | None) -> None:
+        seen.set()
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, note)
+    return seen
 
 
 @runtime_checkable
