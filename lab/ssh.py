@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import shlex
 import subprocess
 from collections.abc import Sequence
@@ -12,7 +11,8 @@ from lab.errors import ExitCode, die
 from lab.render import Rendered, RenderedNode
 from lab.run import Completed, run
 
-#: Sockets of shared ssh connections; short, since a socket's path is limited to 108 bytes.
+#: Sockets of shared ssh connections; short, since a socket's path is limited to 108 bytes. All labs of
+#: the host share the folder, and ssh needs it to be there: it stays, empty, until the next boot.
 SOCKETS = Path("/run/underpass")
 
 LOST = 255  # ssh's own status when the connection failed
@@ -80,5 +80,3 @@ def forget(lab: Rendered) -> None:
             timeout=10,
         )
         path.unlink(missing_ok=True)
-    with contextlib.suppress(OSError):  # not empty: other labs' connections
-        SOCKETS.rmdir()
