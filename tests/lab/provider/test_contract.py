@@ -14,10 +14,11 @@ import pytest
 from lab.errors import ExitCode, LabError
 from lab.providers import provider as make_provider
 from lab.providers.base import STORE_ON_NODE, NodeState, Provider
-from lab.render import Rendered
+from lab.render import Rendered, RenderedNode
 from lab.steps import side_by_side
 from tests.lab import hoststate
 from tests.lab.provider.conftest import ONE, TWO, on, rendered, states
+from tests.lab.waiting import until
 from tests.sizes import SIZES
 
 
@@ -168,8 +169,17 @@ def test_a_reboot_is_a_new_boot(running: Provider) -> None:
 def test_a_node_that_no_longer_answers_is_mended_by_starting_it(running: Provider) -> None:
     node = running.lab.nodes[0]
     on(running, node, "systemd-run --on-active=0 systemctl stop ssh.service ssh.socket", ok=False)
+    until(lambda: not _takes_connections(node), "sshd has stopped", 30)
     assert running.start(node) == 1
     assert on(running, node, "hostname") == node.name
+
+
+def _takes_connections(node: RenderedNode) -> bool:
+    try:
+        socket.create_connection((node.address, 22), 2).close()
+    except OSError:
+        return False
+    return True
 
 
 def test_running_disks_are_neither_saved_nor_restored(running: Provider) -> None:
