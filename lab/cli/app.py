@@ -63,13 +63,12 @@ def main() -> None:
     except (KeyboardInterrupt, typer.Abort):
         status = ExitCode.INTERRUPTED
     except LabError as fault:
-        if interrupted.is_set():  # what the interrupt ended failed, and its fault came first
-            say("interrupted; the same command again goes on from where this one stopped")
-            sys.exit(ExitCode.INTERRUPTED)
-        show(fault)
-        if debug:
-            traceback.print_exc()
-        sys.exit(fault.code)
+        if not interrupted.is_set():
+            show(fault)
+            if debug:
+                traceback.print_exc()
+            sys.exit(fault.code)
+        status = ExitCode.INTERRUPTED  # what the interrupt ended failed, and its fault came first
     except BrokenPipeError:
         sys.exit(ExitCode.OK)
     except Exception as fault:
