@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from agent.addresses import Cache, host_key
 from agent.ipam import Attachment
 from agent.links import Cable, mac_bytes
-from agent.model.objects import Labels, Name, Pod
+from agent.model.objects import INJECTED_MARK, Labels, Name, Pod
 from agent.policy.compile import NamedPorts
+from datapath.constants import NamespaceFlag
 from datapath.tables import AddressKey, CacheEntry, Namespace, NamespaceKey
 from datapath.tables import Endpoint as EndpointEntry
 
@@ -27,6 +28,7 @@ class LocalEndpoint:
     identity: int
     labels: Labels | None
     ports: NamedPorts = ()
+    flags: NamespaceFlag = NamespaceFlag.NONE
 
     @property
     def id(self) -> int:
@@ -60,12 +62,20 @@ class LocalEndpoint:
         """Its entry in `namespaces`."""
         if not self.cable.cookie:
             return {}
-        return {NamespaceKey(cookie=self.cable.cookie): Namespace(endpoint=self.id)}
+        return {NamespaceKey(cookie=self.cable.cookie): Namespace(endpoint=self.id, flags=self.flags)}
 
 
 def named_ports(pod: Pod) -> NamedPorts:
     """The named ports that the pod's containers declare."""
     return tuple((port.name, port.protocol, port.number) for port in pod.ports if port.name)
+
+
+def namespace_flags(pod: Pod) -> NamespaceFlag:
+    """How the pod's sockets are treated.
+
+    A sidecar decides by the address that the application asked for: it must see the Service's.
+    """
+    return NamespaceFlag.NO_SOCKET_SERVICES if INJECTED_MARK in pod.annotations else NamespaceFlag.NONE
 
 
 def belongs(attachment: Attachment, pod: Pod) -> bool:

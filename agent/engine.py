@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 from typing import Any, TypeVar
 
@@ -19,7 +20,7 @@ from agent import addresses
 from agent.addresses import prefix_key
 from agent.cluster import Cluster, put
 from agent.effects import Effects, NotReadyError, Settings
-from agent.endpoints import LocalEndpoint, belongs, named_ports
+from agent.endpoints import LocalEndpoint, belongs, named_ports, namespace_flags
 from agent.identity.allocator import IdentityAllocator
 from agent.identity.labels import address_labels, forged, identity_labels
 from agent.identity.reserved import RESERVED, is_local
@@ -426,31 +427,30 @@ class Engine:
         current = self.policies.identity(endpoint.identity)
         if endpoint.labels is None and current is not None:
             # What it was when the last agent ended; anything newer replaces this below.
-            self._replace(endpoint, current, named_ports(pod) if pod else endpoint.ports)
+            self._replace(endpoint, current)
             endpoint = self.local[endpoint.id]
         if pod is None or namespace is None:
             return
         extra = address_labels(endpoint.attachment.address, self._splitting)
         labels = identity_labels(pod, namespace, extra)
-        ports = named_ports(pod)
         if endpoint.labels == labels:
-            if ports != endpoint.ports:
-                self._replace(endpoint, Identity(endpoint.identity, labels), ports)
+            if (named_ports(pod), namespace_flags(pod)) != (endpoint.ports, endpoint.flags):
+                self._replace(endpoint, Identity(endpoint.identity, labels))
             return
         if self.effects:
             self.effects.identity_wanted(endpoint, labels)
 
-    def _replace(self, endpoint: LocalEndpoint, identity: Identity, ports: Any) -> None:
-        self.put_endpoint(
-            LocalEndpoint(endpoint.attachment, endpoint.cable, identity.number, identity.labels, ports)
-        )
+    def _replace(self, endpoint: LocalEndpoint, identity: Identity) -> None:
+        pod = self.cluster.pod(endpoint.pod, endpoint.attachment.pod_uid)
+        if pod is not None:
+            endpoint = replace(endpoint, ports=named_ports(pod), flags=namespace_flags(pod))
+        self.put_endpoint(replace(endpoint, identity=identity.number, labels=identity.labels))
 
     def set_identity(self, number: int, identity: Identity) -> None:
         """The identity that `identity_wanted` asked for is there. (Engine's thread.)"""
         endpoint = self.local.get(number)
         if endpoint is not None:
-            pod = self.cluster.pod(endpoint.pod, endpoint.attachment.pod_uid)
-            self._replace(endpoint, identity, named_ports(pod) if pod else endpoint.ports)
+            self._replace(endpoint, identity)
 
     def _identity_changed(self, key: str, identity: Identity | None) -> None:
         self._allocator.observe(key, identity)

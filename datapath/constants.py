@@ -8,6 +8,7 @@ ANY_IDENTITY = 0
 MAX_CLUSTER_IDENTITY = (1 << 24) - 1
 MIN_CLUSTER_IDENTITY = 256
 LOCAL_IDENTITY = 1 << 24
+PROXY_UID = 1337  # as whom a sidecar runs, the user whose connections Istio's own rules leave alone
 NUDGE_MARK = 0x0DA70000  # mark of packets that the datapath or the agent made
 
 
@@ -110,8 +111,8 @@ class Scope(enum.IntEnum):
 class NamespaceFlag(enum.IntFlag):
     """Flags of `Namespace`.
 
-    NO_SOCKET_SERVICES: leave the pod's own sockets alone (a sidecar must see the service's address); its
-    packets to services are translated at its veth instead.
+    NO_SOCKET_SERVICES: leave the pod's own sockets alone (a sidecar must see the service's address), but for
+    those of PROXY_UID; its packets to services are translated at its veth instead.
     """
 
     NONE = 0

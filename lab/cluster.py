@@ -19,6 +19,8 @@ from lab.render import Rendered
 from lab.run import Completed, run
 from lab.steps import Step
 
+OWN_NAMESPACES = ("kube-system", "istio-system")
+
 #: A line of the API server's own checks that does not hold: `[-]name failed: reason`.
 _UNREADY = re.compile(r"\[-\](\S+) failed")
 
@@ -69,8 +71,8 @@ class Cluster:
             code=ExitCode.NODE,
         )
 
-    def hand_over(self, arguments: Sequence[str]) -> int:
-        """Run kubectl with our own stdin, stdout and stderr; returns its status."""
+    def hand_over(self, arguments: Sequence[str], program: Path | None = None) -> int:
+        """Run kubectl, or another client, with our own stdin, stdout and stderr; returns its status."""
         if not self.kubeconfig.exists():
             die(
                 f"lab {self.lab.id} has no kubeconfig yet",
@@ -78,7 +80,7 @@ class Cluster:
                 code=ExitCode.NOT_THERE,
             )
         env = {**os.environ, "KUBECONFIG": str(self.kubeconfig)}
-        return subprocess.run([str(self._kubectl), *arguments], env=env, check=False).returncode
+        return subprocess.run([program or self._kubectl, *arguments], env=env, check=False).returncode
 
     def health(self) -> str:
         """`ok`, or what the API server says that is not."""
@@ -121,12 +123,13 @@ class Cluster:
         return done.status == 0 and done.stdout.strip() == "ok"
 
     def _waiting_pods(self) -> str:
-        """The cluster's own pods (DNS) that are not ready now; empty when all are."""
-        done = self.kubectl("get", "deployments", "-n", "kube-system", "-o", "json", timeout=20)
+        """The cluster's own pods (DNS, Istio) that are not ready now; empty when all are."""
+        done = self.kubectl("get", "deployments", "--all-namespaces", "-o", "json", timeout=20)
         return ", ".join(
             item["metadata"]["name"]
             for item in json.loads(done.stdout)["items"]
-            if item["status"].get("readyReplicas", 0) < item["spec"]["replicas"]
+            if item["metadata"]["namespace"] in OWN_NAMESPACES
+            and item["status"].get("readyReplicas", 0) < item["spec"]["replicas"]
         )
 
     def _all_there(self, step: Step, names: set[str]) -> list[KubeNode]:

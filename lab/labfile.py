@@ -91,6 +91,18 @@ class Kubernetes(_Part):
     )
 
 
+class Istio(_Part):
+    """Istio, on top of the lab's network."""
+
+    enabled: bool = Field(
+        False, description="Install Istio; pods of namespaces that ask for it get sidecars."
+    )
+    version: Annotated[str, _locked("istio")] = Field(
+        default_factory=lambda: lock().versions["istio"], description="Version, as this release carries it."
+    )
+    samples: bool = Field(True, description="Have the images of Istio's sample applications on every node.")
+
+
 class Ranges(_Part):
     """The address ranges of the lab. All IPv4, none overlapping another or the host's."""
 
@@ -126,6 +138,7 @@ class LabFile(_Part):
     provider: ProviderName = Field("nspawn", description="What makes the nodes.")
     nodes: tuple[Node, ...] = Field(default_factory=_default_nodes, min_length=1, max_length=10)
     kubernetes: Kubernetes = Field(default_factory=Kubernetes)
+    istio: Istio = Field(default_factory=Istio)
     network: Ranges = Field(default_factory=Ranges)
 
     @model_validator(mode="after")
@@ -265,7 +278,7 @@ def _suggestion(location: tuple[str | int, ...]) -> str:
     for part in location[:-1]:
         if isinstance(part, int):
             continue
-        model = {"nodes": Node, "kubernetes": Kubernetes, "network": Ranges}.get(part, model)
+        model = {"nodes": Node, "kubernetes": Kubernetes, "istio": Istio, "network": Ranges}.get(part, model)
     near = difflib.get_close_matches(str(location[-1]), list(model.model_fields), n=1)
     known = ", ".join(model.model_fields)
     return f"; did you mean {near[0]}?" if near else f"; known here: {known}"

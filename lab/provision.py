@@ -98,20 +98,23 @@ def environment(home: Path) -> dict[str, str]:
 def _write_image_names(lab: Rendered) -> None:
     """Tell the roles what the lab's images are called: `underpass_images`, short name -> full name.
 
-    The index is in the artifact; a variable beside the inventory saves each role a question to a node.
+    The indexes are in the artifacts; a variable beside the inventory saves each role a question to a node.
     """
     inventory = yaml.safe_load((lab.folder / "inventory.yaml").read_text(encoding="utf-8"))
-    on_node = PurePosixPath(inventory["all"]["vars"]["underpass_artifacts"].get("images", "images"))
-    index = paths.cache() / "store" / on_node.name / "index.json"
-    try:
-        archives: dict[str, str] = json.loads(index.read_bytes())
-    except (OSError, ValueError) as fault:
-        die(
-            f"the images that lab {lab.id} runs on are not in the artifact store: {fault}",
-            hint="`lab up` builds them again",
-            code=ExitCode.ARTIFACT,
-        )
-    names = {archive.removesuffix(".tar"): name for archive, name in sorted(archives.items())}
+    variables = inventory["all"]["vars"]
+    names: dict[str, str] = {}
+    for artifact in variables["underpass_lab"]["image_artifacts"]:
+        on_node = PurePosixPath(variables["underpass_artifacts"].get(artifact, artifact))
+        index = paths.cache() / "store" / on_node.name / "index.json"
+        try:
+            archives: dict[str, str] = json.loads(index.read_bytes())
+        except (OSError, ValueError) as fault:
+            die(
+                f"the images that lab {lab.id} runs on are not in the artifact store: {fault}",
+                hint="`lab up` builds them again",
+                code=ExitCode.ARTIFACT,
+            )
+        names |= {archive.removesuffix(".tar"): name for archive, name in archives.items()}
     folder = lab.folder / "group_vars"
     folder.mkdir(exist_ok=True, mode=0o700)
     write_atomic(folder / "all.yaml", yaml.safe_dump({"underpass_images": names}))

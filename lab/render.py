@@ -62,6 +62,8 @@ class Rendered:
     api_url: str
     kubernetes_version: str
     context: str
+    istio_version: str | None = None  # None where the lab has no Istio
+    istio_samples: bool = False
 
     @property
     def control_plane(self) -> RenderedNode:
@@ -123,6 +125,8 @@ def render(lab: LabFile) -> Rendered:
         api_url=f"https://{plane.address}:{API_PORT}",
         kubernetes_version=lab.kubernetes.version,
         context=f"lab-{lab.id}",
+        istio_version=lab.istio.version if lab.istio.enabled else None,
+        istio_samples=lab.istio.enabled and lab.istio.samples,
     )
 
 
@@ -160,6 +164,9 @@ def inventory(lab: Rendered, artifacts: dict[str, str]) -> dict[str, Any]:
                     "api_port": API_PORT,
                     "api_url": lab.api_url,
                     "kubernetes_version": lab.kubernetes_version,
+                    "istio": lab.istio_version is not None,
+                    "istio_version": lab.istio_version or "",
+                    "image_artifacts": _image_artifacts(lab),
                     "keys_folder": str(folder / "keys"),
                 },
                 "underpass_artifacts": dict(artifacts),
@@ -173,6 +180,15 @@ def inventory(lab: Rendered, artifacts: dict[str, str]) -> dict[str, Any]:
             },
         }
     }
+
+
+def _image_artifacts(lab: Rendered) -> list[str]:
+    """The artifacts whose images the lab's nodes have."""
+    return [
+        "images",
+        *(["istio-images"] if lab.istio_version else []),
+        *(["sample-images"] if lab.istio_samples else []),
+    ]
 
 
 def ssh_config(lab: Rendered) -> str:

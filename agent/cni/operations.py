@@ -10,18 +10,18 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, Protocol
 
 from agent.cni.spec import CniError, Code, Request, Result
 from agent.effects import NotReadyError
-from agent.endpoints import LocalEndpoint, named_ports
+from agent.endpoints import LocalEndpoint, named_ports, namespace_flags
 from agent.engine import Engine
 from agent.identity.allocator import IdentityAllocator, NoIdentityError
 from agent.identity.reserved import RESERVED, Reserved
 from agent.ipam import Attachment, Ipam, RangeFullError
 from agent.links import GATEWAY, Cable, Links, NetnsGoneError, host_interface_name, mac_of, same_netns
-from agent.model.objects import Identity, Name
-from agent.policy.compile import NamedPorts
+from agent.model.objects import Identity, Name, Pod
 
 POD_SECONDS = 10.0
 
@@ -108,21 +108,23 @@ class CniOperations:
             except RangeFullError as fault:
                 raise CniError(Code.NO_ADDRESS, "no address is free", str(fault)) from fault
             try:
-                identity, ports = self._identity(name, uid, attachment.address)
-                return self._wire(request, attachment, identity, ports)
+                identity, pod = self._identity(name, uid, attachment.address)
+                return self._wire(request, attachment, identity, pod)
             except BaseException:
                 self._undo(attachment)
                 raise
 
     def _wire(
-        self, request: Request, attachment: Attachment, identity: Identity, ports: NamedPorts
+        self, request: Request, attachment: Attachment, identity: Identity, pod: Pod | None
     ) -> dict[str, Any]:
         try:
             cable = self._links.create(
                 request.netns, request.interface, attachment.host_interface, attachment.mac
             )
             self._programs.attach(cable.host_interface)
-            endpoint = LocalEndpoint(attachment, cable, identity.number, identity.labels, ports)
+            endpoint = LocalEndpoint(attachment, cable, identity.number, identity.labels)
+            if pod is not None:
+                endpoint = replace(endpoint, ports=named_ports(pod), flags=namespace_flags(pod))
             self._engine.call(lambda: self._engine.put_endpoint(endpoint))
             self._links.configure(request.netns, request.interface, attachment.address, cable.host_mac)
             self._links.connect(cable, attachment.address, self._host_source())
@@ -145,16 +147,16 @@ class CniOperations:
             mtu=cable.mtu,
         )
 
-    def _identity(self, name: Name, uid: str, address: str) -> tuple[Identity, NamedPorts]:
+    def _identity(self, name: Name, uid: str, address: str) -> tuple[Identity, Pod | None]:
         """Who the sandbox is. One that is no pod's is `init`: no policy for pods selects or names it."""
         if not name.name:
-            return RESERVED[Reserved.INIT], ()
+            return RESERVED[Reserved.INIT], None
         found = self._engine.wait_pod(name, uid, address, POD_SECONDS)
         if found is None:
             raise CniError(Code.TRY_AGAIN_LATER, "the pod is not known yet", f"{name} {uid}")
         pod, labels = found
         try:
-            return self._allocator.allocate(labels), named_ports(pod)
+            return self._allocator.allocate(labels), pod
         except NoIdentityError as fault:
             raise CniError(Code.TRY_AGAIN_LATER, "no identity for the pod", str(fault)) from fault
 

@@ -67,9 +67,16 @@ class ContainerPort:
     host_address: str = ""
 
 
+#: The annotation that Istio's injector writes into a pod that it gave a sidecar.
+INJECTED_MARK = "sidecar.istio.io/status"
+
+
 @dataclass(frozen=True, slots=True)
 class Pod:
-    """A pod of this node. `finished` pods (Succeeded, Failed) have given up their addresses."""
+    """A pod of this node. `finished` pods (Succeeded, Failed) have given up their addresses.
+
+    Of its annotations, those that the agent reads.
+    """
 
     name: Name
     uid: str
@@ -80,6 +87,7 @@ class Pod:
     ports: tuple[ContainerPort, ...] = ()
     host_network: bool = False
     finished: bool = False
+    annotations: Labels = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,6 +48,9 @@ enum scope { SCOPE_CLUSTER = 0, SCOPE_EXTERNAL = 1 };
 
 enum namespace_flag { NAMESPACE_NO_SOCKET_SERVICES = 1 };
 
+/* As whom a sidecar runs, the user whose connections Istio's own rules leave alone. */
+#define PROXY_UID 1337
+
 enum translation_kind { TRANSLATION_REQUEST = 0, TRANSLATION_REPLY = 1 };
 
 enum place { PLACE_POD_EGRESS = 0, PLACE_POD_INGRESS = 1, PLACE_OVERLAY = 2, PLACE_HOST = 3, PLACE_SOCKET = 4 };

@@ -43,6 +43,7 @@ HELPER(void *, ring_reserve, BPF_FUNC_ringbuf_reserve, void *ring, __u64 size, _
 HELPER(void, ring_submit, BPF_FUNC_ringbuf_submit, void *record, __u64 flags);
 HELPER(__u64, ring_query, BPF_FUNC_ringbuf_query, void *ring, __u64 what);
 
+HELPER(__u64, current_uid_gid, BPF_FUNC_get_current_uid_gid, void);
 HELPER(__u64, socket_cookie, BPF_FUNC_get_socket_cookie, void *ctx);
 HELPER(__u64, namespace_cookie, BPF_FUNC_get_netns_cookie, void *ctx);
 HELPER(int, set_return_value, BPF_FUNC_set_retval, int value);

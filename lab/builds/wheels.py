@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from lab.builds.contained import with_us
@@ -34,6 +34,16 @@ def pip(arguments: Sequence[str | Path], scratch: Path) -> None:
             hint="the lines above are pip's",
             code=ExitCode.ARTIFACT,
         )
+
+
+def install_pinned(
+    name: str, pin: Mapping[str, str], made: Path, scratch: Path, options: Sequence[str] = ()
+) -> None:
+    """Unpack one wheel, pinned by `version` and `sha256`, into the folder `made`."""
+    requirement = scratch / f"{name}.txt"
+    requirement.write_text(f"{name}=={pin['version']} --hash=sha256:{pin['sha256']}\n", encoding="utf-8")
+    fixed = ["--no-deps", "--no-compile", "--only-binary=:all:", "--require-hashes", *options]
+    pip(["install", *dict.fromkeys(fixed), "--target", made, "--requirement", requirement], scratch)
 
 
 def version() -> str:

@@ -16,6 +16,7 @@ from lab.kubeconfig import merge
 from lab.output import Format, emit, table
 from lab.providers import provider
 from lab.render import Rendered, RenderedNode
+from lab.store import Artifact
 
 _THROUGH = {"ignore_unknown_options": True, "allow_interspersed_args": False}
 
@@ -27,6 +28,8 @@ def register(app: typer.Typer) -> None:
     app.command(context_settings=_THROUGH)(exec_)
     app.registered_commands[-1].name = "exec"
     app.command(context_settings={**_THROUGH, "help_option_names": []})(kubectl)
+    app.command(context_settings={**_THROUGH, "help_option_names": []})(istioctl)
+    app.command()(samples)
     app.command()(kubeconfig)
     app.command()(logs)
     image_app.command("load")(image_load)
@@ -73,14 +76,36 @@ def kubectl(
     """Run the lab's kubectl on the lab; arguments and exit status pass through."""
     become_root()
     lab: Rendered = context.obj.lab()
-    artifact = builds.locate().get("kubernetes")
+    return Cluster(lab, _artifact("kubernetes").path / "bin").hand_over(arguments or [])
+
+
+def istioctl(
+    context: typer.Context,
+    arguments: Annotated[list[str] | None, typer.Argument(help="What istioctl is to do.")] = None,
+) -> int:
+    """Run the lab's istioctl on the lab; arguments and exit status pass through."""
+    become_root()
+    lab: Rendered = context.obj.lab()
+    program = _artifact("istio").path / "bin" / "istioctl"
+    kubernetes = _artifact("kubernetes").path / "bin"
+    return Cluster(lab, kubernetes).hand_over(arguments or [], program)
+
+
+def samples() -> None:
+    """Print the folder of Istio's samples: `lab kubectl apply -n demo -f $(lab samples)/curl/curl.yaml`."""
+    become_root()
+    print(_artifact("samples").path / "share" / "samples")
+
+
+def _artifact(name: str) -> Artifact:
+    artifact = builds.locate().get(name)
     if artifact is None:
         die(
-            "kubectl is not in the artifact store",
-            hint="`lab build kubernetes` makes it",
+            f"the artifact {name} is not in the store",
+            hint=f"`lab build {name}` makes it",
             code=ExitCode.ARTIFACT,
         )
-    return Cluster(lab, artifact.path / "bin").hand_over(arguments or [])
+    return artifact
 
 
 def kubeconfig(

@@ -6,20 +6,30 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: underpass_objects
-short_description: Applies a folder of manifests to the cluster
+short_description: Applies folders of manifests to the cluster
 description:
   - Asks the API server what applying the manifests would change, and applies them if anything would.
     So an object that was changed or removed by hand is found and mended.
   - Fields that others own and the manifests do not name stay as they are.
 options:
-  folder:
-    description: Folder with the manifests.
-    type: path
+  folders:
+    description: Folders with the manifests, applied in their order, removed in it too.
+    type: list
+    elements: path
     required: true
   kubeconfig:
     description: Credential to use.
     type: path
     required: true
+  seconds:
+    description: For how long what the API server does not take yet is tried again.
+    type: int
+    default: 0
+  state:
+    description: C(absent) removes the objects of those folders that are there, and the folders.
+    type: str
+    choices: [present, absent]
+    default: present
 author:
   - Underpass
 """
@@ -27,25 +37,28 @@ author:
 EXAMPLES = r"""
 - name: Apply the cluster's own objects
   underpass_objects:
-    folder: /etc/kubernetes/addons
+    folders: [/etc/kubernetes/addons]
     kubeconfig: /etc/kubernetes/super-admin.kubeconfig
 """
 
 RETURN = r"""
 objects:
-  description: The objects that were created or changed, as C(kind/name).
+  description: The objects that were created, changed or removed, as C(kind/name).
   type: list
   elements: str
   returned: success
 """
 
 import re  # noqa: E402
+import shutil  # noqa: E402
+import time  # noqa: E402
 from pathlib import Path  # noqa: E402
 
 from ansible.module_utils.basic import AnsibleModule  # noqa: E402
 
 KUBECTL = "/opt/underpass/current/kubernetes/bin/kubectl"
 SAME, DIFFERENT = 0, 1  # statuses of `kubectl diff`
+PAUSE = 1.0
 
 #: `kubectl diff` compares files named GROUP.VERSION.KIND.NAMESPACE.NAME.
 _COMPARED = re.compile(r"^diff .* \S+/([^/\s]+)$", re.MULTILINE)
@@ -54,27 +67,62 @@ _COMPARED = re.compile(r"^diff .* \S+/([^/\s]+)$", re.MULTILINE)
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
-            "folder": {"type": "path", "required": True},
+            "folders": {"type": "list", "elements": "path", "required": True},
             "kubeconfig": {"type": "path", "required": True},
+            "seconds": {"type": "int", "default": 0},
+            "state": {"choices": ["present", "absent"], "default": "present"},
         },
         supports_check_mode=True,
     )
-    folder, kubeconfig = module.params["folder"], module.params["kubeconfig"]
-    if module.check_mode and not (Path(folder).is_dir() and Path(KUBECTL).exists()):
-        module.exit_json(changed=True, objects=[])
-    common = ["--server-side", "--force-conflicts", "--field-manager=underpass", f"--filename={folder}"]
-    kubectl = [KUBECTL, f"--kubeconfig={kubeconfig}"]
-    status, out, err = module.run_command([*kubectl, "diff", *common])
-    if status not in (SAME, DIFFERENT) or (status == DIFFERENT and not out.strip()):
-        module.fail_json(msg=f"the API server does not take the manifests of {folder}: {err.strip()[-1000:]}")
-    result = {"changed": status == DIFFERENT, "objects": sorted(set(_COMPARED.findall(out)))}
+    kubectl = [KUBECTL, f"--kubeconfig={module.params['kubeconfig']}"]
+    make = remove if module.params["state"] == "absent" else apply
+    objects: list[str] = []
+    differences = ""
+    for folder in module.params["folders"]:
+        named, text = make(module, kubectl, folder)
+        objects += named
+        differences += text
+    result = {"changed": bool(objects), "objects": objects}
     if module._diff:
-        result["diff"] = {"prepared": out}
-    if status == DIFFERENT and not module.check_mode:
-        status, out, err = module.run_command([*kubectl, "apply", *common])
-        if status:
-            module.fail_json(msg=f"kubectl apply: {err.strip()[-1000:]}", objects=result["objects"])
+        result["diff"] = {"prepared": differences}
     module.exit_json(**result)
+
+
+def apply(module: AnsibleModule, kubectl: list[str], folder: str) -> tuple[list[str], str]:
+    """Make the objects of `folder` be as it says; those that were not, and the difference as text."""
+    if module.check_mode and not (Path(folder).is_dir() and Path(KUBECTL).exists()):
+        return [folder], ""
+    common = ["--server-side", "--force-conflicts", "--field-manager=underpass", f"--filename={folder}"]
+    deadline = time.monotonic() + module.params["seconds"]
+    while True:
+        status, out, err = module.run_command([*kubectl, "diff", *common])
+        taken = status == SAME or (status == DIFFERENT and bool(out.strip()))
+        if taken and status == DIFFERENT and not module.check_mode:
+            applied, _, err = module.run_command([*kubectl, "apply", *common])
+            taken = applied == 0
+        if taken:
+            return sorted(set(_COMPARED.findall(out))) if status == DIFFERENT else [], out
+        if module.check_mode and module.params["seconds"]:  # it may need what was not made before it
+            return [folder], ""
+        if time.monotonic() >= deadline:
+            module.fail_json(
+                msg=f"the API server does not take the manifests of {folder}: {err.strip()[-1000:]}"
+            )
+        time.sleep(PAUSE)
+
+
+def remove(module: AnsibleModule, kubectl: list[str], folder: str) -> tuple[list[str], str]:
+    """Remove the objects of `folder` and the folder itself, if there is such a one."""
+    if not Path(folder).is_dir():
+        return [], ""
+    if module.check_mode:
+        return [folder], ""
+    command = [*kubectl, "delete", "--ignore-not-found", "--output=name", f"--filename={folder}"]
+    status, out, err = module.run_command(command)
+    if status:
+        module.fail_json(msg=f"the objects of {folder} are not removed: {err.strip()[-1000:]}")
+    shutil.rmtree(folder)
+    return [folder, *out.split()], ""
 
 
 if __name__ == "__main__":

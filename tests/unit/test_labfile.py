@@ -55,6 +55,8 @@ def test_an_unknown_field_is_an_error_and_names_its_neighbour() -> None:
     ("text", "field", "word"),
     [
         ("kubernetes:\n  version: v1.2.3\n", "kubernetes.version", "lock file"),
+        ("istio:\n  version: 1.2.3\n", "istio.version", "lock file"),
+        ("istio:\n  sample: true\n", "istio.sample", "did you mean samples?"),
         ("network:\n  pods: 10.96.0.0/16\n", "network.services", "overlaps"),
         ("network:\n  nodes: 10.0.0.0/16\n", "network.nodes", "/24 to /28"),
         ("network:\n  pods: 10.0.0.1/16\n", "network.pods", "host bits"),
@@ -102,11 +104,29 @@ def test_names_derive_from_the_id_and_fit_where_the_kernel_takes_them(lab_id: st
     assert len(set(addresses)) == len(addresses)
 
 
-def test_what_is_rendered_can_be_read_again() -> None:
-    lab, _ = labfile.parse(HEAD)
+@pytest.mark.parametrize("istio", ["", "istio: {enabled: true}\n", "istio: {enabled: false}\n"])
+def test_what_is_rendered_can_be_read_again(istio: str) -> None:
+    lab, _ = labfile.parse(HEAD + istio)
     assert lab is not None
     rendered = render.render(lab)
     assert render.from_json(json.loads(json.dumps(render.to_json(rendered)))) == rendered
+
+
+@pytest.mark.parametrize(
+    ("text", "images"),
+    [
+        ("{enabled: false}", ["images"]),
+        ("{enabled: false, samples: true}", ["images"]),
+        ("{enabled: true}", ["images", "istio-images", "sample-images"]),
+        ("{enabled: true, samples: false}", ["images", "istio-images"]),
+    ],
+)
+def test_nodes_get_the_images_of_what_is_switched_on(text: str, images: list[str]) -> None:
+    lab, _ = labfile.parse(f"{HEAD}istio: {text}\n")
+    assert lab is not None
+    told = render.inventory(render.render(lab), {})["all"]["vars"]["underpass_lab"]
+    assert told["image_artifacts"] == images
+    assert told["istio"] is ("istio-images" in images)
 
 
 def test_no_lab_and_node_together_give_anothers_name() -> None:

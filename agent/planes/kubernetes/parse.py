@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from agent.model.objects import (
+    INJECTED_MARK,
     ContainerPort,
     Endpoint,
     EndpointSlice,
@@ -23,6 +24,8 @@ from agent.model.objects import (
 Item = dict[str, Any]
 DEFAULT_AFFINITY_SECONDS = 10800
 SERVICE_NAME_LABEL = "kubernetes.io/service-name"
+# Annotations that the agent reads: these, and those under its own prefix.
+OWN_ANNOTATIONS = "underpass.dev/"
 UNUSED_MARK = "underpass.dev/unused-since"
 # A Service with this label is another proxy's business (as for kube-proxy).
 OTHER_PROXY_LABEL = "service.kubernetes.io/service-proxy-name"
@@ -35,6 +38,16 @@ def name_of(item: Item) -> Name:
 
 def labels_of(item: Item) -> dict[str, str]:
     return dict(item["metadata"].get("labels") or {})
+
+
+def annotations_of(item: Item) -> dict[str, str]:
+    """The annotations that the agent reads."""
+    annotations = item["metadata"].get("annotations") or {}
+    return {
+        name: value
+        for name, value in annotations.items()
+        if name == INJECTED_MARK or name.startswith(OWN_ANNOTATIONS)
+    }
 
 
 def namespace(item: Item) -> Namespace:
@@ -76,6 +89,7 @@ def pod(item: Item) -> Pod:
         ports=ports,
         host_network=bool(spec.get("hostNetwork")),
         finished=status.get("phase") in ("Succeeded", "Failed"),
+        annotations=annotations_of(item),
     )
 
 

@@ -7,25 +7,24 @@ that its manifests find them on the nodes.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import struct
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
 
 from lab.builds import apt
-from lab.builds.contained import enclosed
+from lab.builds.containers import oci
+from lab.builds.containers.oci import FOLDER, Image
 from lab.builds.inputs import tree_digest
 from lab.errors import ExitCode, die
 from lab.lock import lock
 from lab.run import run
-from lab.store import Artifact, Building, Recipe
+from lab.store import Building, Recipe
 
-FOLDER = Path(__file__).parent
+#: Here, but of other artifacts.
+OTHERS = ("istio", "samples", "mesh.py")
 
 TOOLBOX_PACKAGES = (
     "bind9-dnsutils",
@@ -42,15 +41,6 @@ TOOLBOX_PACKAGES = (
 #: CAP_NET_BIND_SERVICE, permitted and effective, as the kernel stores it with a file
 #: (linux/capability.h: revision 2 with the effective bit, then permitted and inheritable, twice).
 _BIND_LOW_PORTS = struct.pack("<5I", 0x02000001, 1 << 10, 0, 0, 0)
-
-
-@dataclass(frozen=True)
-class Image:
-    """An image: its full name, and what fills the folder that its Containerfile copies from."""
-
-    name: str
-    reference: str
-    fill: Callable[[Path, Building], None]
 
 
 def recipe(kubernetes: Recipe, coredns: Recipe) -> Recipe:
@@ -71,7 +61,8 @@ def recipe(kubernetes: Recipe, coredns: Recipe) -> Recipe:
 
 
 def _files() -> list[Path]:
-    return [path for path in FOLDER.rglob("*") if path.is_file() and "__pycache__" not in path.parts]
+    mine = [path for path in FOLDER.iterdir() if path.name not in (*OTHERS, "__pycache__")]
+    return [file for path in mine for file in ([path] if path.is_file() else path.rglob("*"))]
 
 
 def _build(building: Building) -> None:
@@ -81,13 +72,7 @@ def _build(building: Building) -> None:
         Image("coredns", _coredns_reference(building), _fill_coredns),
         Image("toolbox", f"underpass.local/toolbox:{lock().versions['toolbox']}", _fill_toolbox),
     ]
-    for image in images:
-        building.step.say(f"building {image.reference}")
-        _make(image, building)
-    index = {f"{image.name}.tar": image.reference for image in images}
-    (building.folder / "index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-    building.facts["images"] = index
-    building.tools["buildah"] = run(["buildah", "--version"]).stdout.split()[2]
+    oci.make_all(images, building)
     building.tools["gcc"] = run(["gcc", "-dumpfullversion"]).stdout.strip()
 
 
@@ -134,49 +119,9 @@ def _fill_pause(context: Path, building: Building) -> None:
 
 def _fill_coredns(context: Path, building: Building) -> None:
     program = context / "coredns"
-    _copy(building.needs["coredns"], "bin/coredns", program)
+    oci.copy_program(building.needs["coredns"], "bin/coredns", program)
     os.setxattr(program, "security.capability", _BIND_LOW_PORTS)
 
 
-def _copy(artifact: Artifact, path: str, target: Path) -> None:
-    target.write_bytes((artifact.path / path).read_bytes())
-    target.chmod(0o755)
-
-
 def _fill_toolbox(context: Path, building: Building) -> None:
-    root = building.scratch / "toolbox"
-    apt.bootstrap(root, building.scratch, TOOLBOX_PACKAGES)
-    building.facts["toolbox"] = apt.versions(root)
-    # An archive, as COPY of a folder would give every file to root.
-    options = ["--create", "--numeric-owner", "--xattrs", "--sort=name", "--exclude=./dev/*"]
-    run(
-        ["tar", *options, f"--file={context / 'rootfs.tar'}", f"--directory={root}", "."],
-        code=ExitCode.ARTIFACT,
-    )
-
-
-def _make(image: Image, building: Building) -> None:
-    context = building.scratch / f"{image.name}-context"
-    context.mkdir()
-    image.fill(context, building)
-    buildah = [
-        "buildah",
-        "--storage-driver=vfs",
-        f"--root={building.scratch / 'storage'}",
-        f"--runroot={building.scratch / 'run'}",
-    ]
-    # Nothing is fetched, so there is nothing whose signature a policy of the host could ask for.
-    policy = f"--signature-policy={FOLDER / 'policy.json'}"
-    file = FOLDER / image.name / "Containerfile"
-    build = [policy, "--isolation=chroot", "--format=oci", "--timestamp=0", "--pull=never"]
-    archive = f"oci-archive:{building.folder / image.name}.tar:{image.reference}"
-    for argv in (
-        [*buildah, "bud", *build, f"--tag={image.reference}", f"--file={file}", str(context)],
-        [*buildah, "push", policy, image.reference, archive],
-    ):
-        run(
-            enclosed(argv),
-            env={"TMPDIR": str(building.scratch)},
-            hint="`make setup` installs buildah; the lines above are its own",
-            code=ExitCode.ARTIFACT,
-        )
+    oci.debian(context, building, "toolbox", TOOLBOX_PACKAGES)
