@@ -31,7 +31,7 @@ def register(app: typer.Typer) -> None:
 
 
 @contextmanager
-def _run(context: Context, lab_id: str, verb: str) -> Iterator[Steps]:
+def run_alone(context: Context, lab_id: str, verb: str) -> Iterator[Steps]:
     """The steps of a command that changes a lab: alone on it, with logs, faults naming their log."""
     with alone(lab_id):
         steps = context.steps(context.logs_of(lab_id, verb))
@@ -49,9 +49,9 @@ def up(context: typer.Context) -> None:
     become_root()
     options: Context = context.obj
     file = options.lab_file()
-    with _run(options, load(file).id, "up") as steps:
+    with run_alone(options, load(file).id, "up") as steps:
         outcome = lifecycle.up(file, steps)
-    _show(options, outcome)
+    show(options, outcome)
 
 
 def start(context: typer.Context) -> None:
@@ -59,9 +59,9 @@ def start(context: typer.Context) -> None:
     become_root()
     options: Context = context.obj
     lab = options.lab()
-    with _run(options, lab.id, "start") as steps:
+    with run_alone(options, lab.id, "start") as steps:
         outcome = lifecycle.start(lab, steps)
-    _show(options, outcome)
+    show(options, outcome)
 
 
 def upgrade(context: typer.Context) -> None:
@@ -69,9 +69,9 @@ def upgrade(context: typer.Context) -> None:
     become_root()
     options: Context = context.obj
     file = options.lab_file()
-    with _run(options, load(file).id, "upgrade") as steps:
+    with run_alone(options, load(file).id, "upgrade") as steps:
         outcome = lifecycle.upgrade(file, steps)
-    _show(options, outcome)
+    show(options, outcome)
 
 
 def stop(
@@ -82,9 +82,9 @@ def stop(
     become_root()
     options: Context = context.obj
     lab = options.lab()
-    with _run(options, lab.id, "stop") as steps:
+    with run_alone(options, lab.id, "stop") as steps:
         changed = lifecycle.stop(lab, steps, force=force)
-    _done(options, lab.id, changed, steps, f"lab {lab.id} is stopped; next: lab start")
+    done(options, lab.id, changed, steps, f"lab {lab.id} is stopped; next: lab start")
 
 
 def down(context: typer.Context) -> None:
@@ -97,10 +97,10 @@ def down(context: typer.Context) -> None:
         lab = rendering.render(load(options.lab_file()))
     if lab is None:
         lab = options.lab()
-    with _run(options, lab.id, "down") as steps:
+    with run_alone(options, lab.id, "down") as steps:
         changed = lifecycle.down(lab, steps)
     word = f"lab {lab.id} is gone" if changed else f"there was nothing of lab {lab.id}"
-    _done(options, lab.id, changed, steps, f"{word}; next: lab up")
+    done(options, lab.id, changed, steps, f"{word}; next: lab up")
 
 
 def status(
@@ -136,7 +136,8 @@ def _homes() -> list[str]:
     return sorted(path.parent.name for path in folder.glob("*/lab.json"))
 
 
-def _show(options: Context, outcome: Outcome) -> None:
+def show(options: Context, outcome: Outcome) -> None:
+    """What a command left behind that ends with a running lab."""
     if options.output is not Format.TABLE:
         emit(outcome.to_dict(), options.output)
         return
@@ -153,7 +154,8 @@ def _show(options: Context, outcome: Outcome) -> None:
     print(f"  .venv/bin/lab {which}verify")
 
 
-def _done(options: Context, lab_id: str, changed: int, steps: Steps, text: str) -> None:
+def done(options: Context, lab_id: str, changed: int, steps: Steps, text: str) -> None:
+    """What a command did: `text` for a person, the steps for a program."""
     if options.output is Format.TABLE:
         print(text)
     else:

@@ -6,14 +6,18 @@ on ssh with Python installed and the artifact store readable at `STORE_ON_NODE`,
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from enum import StrEnum
 from pathlib import Path
 
+from lab.errors import ExitCode, die
 from lab.render import Rendered, RenderedNode
 
 #: Where every node finds the artifact store, read only. An artifact is a folder `<name>-<key>` in it.
 STORE_ON_NODE = "/opt/underpass/store"
+
+SNAPSHOT_NAME = re.compile(r"^[a-z0-9]([a-z0-9._-]{0,62}[a-z0-9])?$")
 
 
 class NodeState(StrEnum):
@@ -32,6 +36,13 @@ class Provider(ABC):
     """
 
     name: str
+
+    #: Whether snapshots are of running nodes, memory included; else of the disks of nodes that are off.
+    snapshots_run: bool = False
+
+    #: How many times longer than on the host's own processor things take in the nodes. Whoever waits
+    #: for something in a node multiplies its limit by this.
+    slowness: float = 1.0
 
     def __init__(self, lab: Rendered) -> None:
         self.lab = lab
@@ -74,11 +85,11 @@ class Provider(ABC):
 
     @abstractmethod
     def snapshot_save(self, name: str) -> int:
-        """Keep the disks of all nodes (all stopped) under `name`."""
+        """Keep all nodes under `name`: disks of stopped ones, or (`snapshots_run`) memory as well."""
 
     @abstractmethod
     def snapshot_restore(self, name: str) -> int:
-        """Put the disks of all nodes (all stopped) back as they were saved."""
+        """Put all nodes back as they were saved; with memory, they run on from there."""
 
     @abstractmethod
     def snapshot_delete(self, name: str) -> int:
@@ -87,3 +98,29 @@ class Provider(ABC):
     @abstractmethod
     def snapshots(self) -> list[str]:
         """The names of the saved snapshots, oldest first."""
+
+    def snapshot_check(self, name: str) -> None:
+        """Refuse a name that cannot be saved under, before anything is done for it."""
+        new_snapshot(name, self.snapshots())
+
+    def snapshot_require(self, name: str) -> None:
+        """Refuse a name that nothing was saved under, before anything is done for it."""
+        known_snapshot(name, self.snapshots())
+
+
+def new_snapshot(name: str, saved: list[str]) -> None:
+    """Refuse `name` if it is no name for a snapshot, or one of those `saved`."""
+    if not SNAPSHOT_NAME.match(name):
+        die(
+            f"{name!r} is not a name for a snapshot",
+            hint="lower-case letters, digits, dots, underscores and hyphens, 64 at most",
+        )
+    if name in saved:
+        die(f"there is already a snapshot {name}", hint="choose another name, or delete that one")
+
+
+def known_snapshot(name: str, saved: list[str]) -> None:
+    """Refuse `name` if it is not one of those `saved`."""
+    if name not in saved:
+        known = ", ".join(saved) or "none"
+        die(f"there is no snapshot {name}", hint=f"saved: {known}", code=ExitCode.NOT_THERE)

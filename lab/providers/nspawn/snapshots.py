@@ -9,16 +9,14 @@ from __future__ import annotations
 import ctypes
 import json
 import os
-import re
 import time
 from pathlib import Path
 
 from lab.errors import ExitCode, die
 from lab.files import write_atomic
+from lab.providers.base import known_snapshot, new_snapshot
 from lab.providers.nspawn.disks import Disks, remove_tree
 from lab.run import run
-
-NAME = re.compile(r"^[a-z0-9]([a-z0-9._-]{0,62}[a-z0-9])?$")
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
@@ -40,14 +38,8 @@ class Snapshots:
         return sorted(saved, key=lambda name: (saved[name], name))
 
     def save(self, name: str) -> int:
-        """Copy the disks; an existing snapshot is never overwritten."""
-        if not NAME.match(name):
-            die(
-                f"{name!r} is not a name for a snapshot",
-                hint="lower-case letters, digits, dots, underscores and hyphens, 64 at most",
-            )
-        if name in self.names():
-            die(f"there is already a snapshot {name}", hint="choose another name")
+        """Copy the disks under a new name."""
+        new_snapshot(name, self.names())
         if not (self._disks.top / "disks").is_dir():
             die("there are no disks to save", hint="`lab up` makes the nodes", code=ExitCode.NOT_THERE)
         stage = self._stage("save")
@@ -59,27 +51,35 @@ class Snapshots:
 
     def restore(self, name: str) -> int:
         """Put copies of the saved disks in the place of those that are there."""
-        self._require(name)
+        known_snapshot(name, self.names())
+        self._same_nodes(name)
         stage = self._stage("restore")
         _copy(self._folder / name / "disks", stage / "disks")
         here = self._disks.top / "disks"
-        here.mkdir(exist_ok=True)
         _exchange(stage / "disks", here)
         remove_tree(stage)
         return 1
 
     def delete(self, name: str) -> int:
         """Forget a snapshot."""
-        self._require(name)
+        known_snapshot(name, self.names())
         stage = self._stage("delete")
         (self._folder / name).rename(stage / name)
         remove_tree(stage)
         return 1
 
-    def _require(self, name: str) -> None:
-        if name not in self.names():
-            known = ", ".join(self.names()) or "none"
-            die(f"there is no snapshot {name}", hint=f"saved: {known}", code=ExitCode.NOT_THERE)
+    def _same_nodes(self, name: str) -> None:
+        """Refuse to bring back other nodes than the lab has now."""
+        saved, now = (
+            {path.name for path in folder.iterdir()}
+            for folder in (self._folder / name / "disks", self._disks.top / "disks")
+        )
+        if saved != now:
+            die(
+                f"snapshot {name} is of other nodes: {', '.join(sorted(saved))}",
+                hint=f"the lab has {', '.join(sorted(now))}; give the lab file those nodes, then `lab up`",
+                code=ExitCode.NODE,
+            )
 
     def _stage(self, what: str) -> Path:
         """An empty directory to work in, on the disks' file system; what a kill left is removed."""
