@@ -1,9 +1,8 @@
-"""The pinned maps as the agent uses them: the seam between what should be and what the kernel holds."""
+"""What the engine asks of the pinned maps: the seam between what should be and what the kernel holds."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Protocol
 
 from agent.policy.entries import Entries
@@ -27,15 +26,29 @@ class PolicyStore(Protocol):
         """Take the trie away; the endpoint is closed from then on."""
 
 
-@dataclass(frozen=True)
-class Kernel:
-    """All of the datapath that the agent touches."""
+class Kernel(Protocol):
+    """What the engine keeps in step. The pinned maps as `datapath.maps` opens them are one."""
 
-    endpoints: Map[tables.AddressKey, tables.Endpoint]
-    ipcache: Map[tables.PrefixKey, tables.CacheEntry]
-    nodes: Map[tables.AddressKey, tables.Node]
-    namespaces: Map[tables.NamespaceKey, tables.Namespace]
-    services: Map[tables.ServiceKey, tables.Service]
-    backends: Map[tables.BackendKey, tables.Backend]
-    members: Map[tables.MemberKey, tables.Member]
-    policies: PolicyStore
+    @property
+    def endpoints(self) -> Map[tables.AddressKey, tables.Endpoint]: ...
+
+    @property
+    def ipcache(self) -> Map[tables.PrefixKey, tables.CacheEntry]: ...
+
+    @property
+    def nodes(self) -> Map[tables.AddressKey, tables.Node]: ...
+
+    @property
+    def namespaces(self) -> Map[tables.NamespaceKey, tables.Namespace]: ...
+
+    @property
+    def services(self) -> Map[tables.ServiceKey, tables.Service]: ...
+
+    @property
+    def backends(self) -> Map[tables.BackendKey, tables.Backend]: ...
+
+    @property
+    def members(self) -> Map[tables.MemberKey, tables.Member]: ...
+
+    @property
+    def policies(self) -> PolicyStore: ...

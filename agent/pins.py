@@ -9,7 +9,6 @@ import socket
 from pathlib import Path
 from typing import Any
 
-from agent.kernel import Kernel
 from datapath import attach, libbpf
 from datapath.maps import Maps, open_maps
 from datapath.maps.spec import pinned
@@ -21,20 +20,6 @@ class Pins:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self.maps: Maps = open_maps(folder)
-
-    def kernel(self) -> Kernel:
-        """The maps that the engine keeps in step."""
-        maps = self.maps
-        return Kernel(
-            endpoints=maps.endpoints,
-            ipcache=maps.ipcache,
-            nodes=maps.nodes,
-            namespaces=maps.namespaces,
-            services=maps.services,
-            backends=maps.backends,
-            members=maps.members,
-            policies=maps.policies,
-        )
 
     def attach(self, host_interface: str) -> None:
         """Put the programs on the host's end of a pod's cable."""

@@ -11,11 +11,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import stamina
-import stamina.instrumentation
-
 from lab.errors import ExitCode, LabError, die
 from lab.render import Rendered
+from lab.retry import retry_context
 from lab.run import Completed, run
 from lab.steps import Step
 
@@ -23,9 +21,6 @@ OWN_NAMESPACES = ("kube-system", "istio-system")
 
 #: A line of the API server's own checks that does not hold: `[-]name failed: reason`.
 _UNREADY = re.compile(r"\[-\](\S+) failed")
-
-#: What is waited for is shown in the step; the library's own log lines would double it.
-stamina.instrumentation.set_on_retry_hooks([])
 
 
 class NotYet(Exception):
@@ -103,7 +98,7 @@ class Cluster:
         """Wait until the API is healthy, every node is Ready and answers, and the cluster's own pods run."""
         names = {node.name for node in self.lab.nodes}
         try:
-            for attempt in stamina.retry_context(
+            for attempt in retry_context(
                 on=NotYet, attempts=None, timeout=seconds, wait_initial=0.3, wait_max=2, wait_jitter=0.2
             ):
                 with attempt:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, Generic, TypeVar
 
-from agent.kernel import Kernel
 from agent.policy.entries import Entries
 from datapath import tables
 
@@ -81,15 +80,3 @@ class FakeKernel:
         self.backends: FakeMap[tables.BackendKey, tables.Backend] = FakeMap()
         self.members: FakeMap[tables.MemberKey, tables.Member] = FakeMap()
         self.policies = FakePolicies()
-
-    def kernel(self) -> Kernel:
-        return Kernel(
-            endpoints=self.endpoints,
-            ipcache=self.ipcache,
-            nodes=self.nodes,
-            namespaces=self.namespaces,
-            services=self.services,
-            backends=self.backends,
-            members=self.members,
-            policies=self.policies,
-        )

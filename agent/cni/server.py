@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import socket
-import struct
-import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
 
 from agent.cni.spec import CniError, Code, Request, parse_request, version_in
+from agent.listener import Listener, read_all
 
-LARGEST = 4 << 20
 READ_SECONDS = 10.0
 WORKERS = 16
 
@@ -45,38 +41,12 @@ class CniServer:
         self, path: Path, operations: Operations, log: Callable[..., None], observe: Observe
     ) -> None:
         """`observe(command, seconds, outcome)` hears of each finished request."""
-        self._path = path
         self._operations = operations
         self._log = log
         self._observe = observe
-        self._socket: socket.socket | None = None
-        self._pool = ThreadPoolExecutor(WORKERS, thread_name_prefix="cni")
-
-    def start(self) -> None:
-        """Listen. An old socket of ours is replaced without a moment in which nothing is there."""
-        self._socket = listen(self._path)
-        threading.Thread(target=self._accept, name="cni-accept", daemon=True).start()
-
-    def stop(self) -> None:
-        """Take no more requests and finish those under way."""
-        if self._socket:
-            with contextlib.suppress(OSError):
-                self._socket.shutdown(socket.SHUT_RDWR)
-            self._socket.close()
-        self._pool.shutdown(wait=True)
-
-    def _accept(self) -> None:
-        assert self._socket
-        while True:
-            try:
-                connection, _ = self._socket.accept()
-            except OSError:
-                return
-            try:
-                self._pool.submit(self._serve, connection)
-            except RuntimeError:  # stopping
-                connection.close()
-                return
+        self._listener = Listener(path, WORKERS, "cni", self._serve)
+        self.start = self._listener.start
+        self.stop = self._listener.stop
 
     def _serve(self, connection: socket.socket) -> None:
         began = time.monotonic()
@@ -129,37 +99,3 @@ class CniServer:
 
 def _error(fault: CniError, config: bytes) -> bytes:
     return json.dumps(fault.to_json(version_in(config))).encode()
-
-
-def listen(path: Path) -> socket.socket:
-    """A listening UNIX socket at `path`, mode 0600 from its first moment, that replaces an older one."""
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    fresh = path.with_name(f".{path.name}.{os.getpid()}")
-    fresh.unlink(missing_ok=True)
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    before = os.umask(0o177)
-    try:
-        listener.bind(str(fresh))
-    finally:
-        os.umask(before)
-    listener.listen(512)
-    fresh.rename(path)
-    return listener
-
-
-def peer_uid(connection: socket.socket) -> int:
-    """The user at the other end."""
-    raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-    return int(struct.unpack("3i", raw)[1])
-
-
-def read_all(connection: socket.socket) -> bytes:
-    """Everything until the other end says that it is done. Raises OSError, also when it is too much."""
-    parts: list[bytes] = []
-    size = 0
-    while part := connection.recv(65536):
-        parts.append(part)
-        size += len(part)
-        if size > LARGEST:
-            raise OSError("the request is too large")
-    return b"".join(parts)

@@ -8,11 +8,10 @@ import queue
 import socket
 import threading
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from agent.cni.server import listen, read_all
+from agent.listener import Listener, read_all
 from agent.node.answers import AnswerError
 
 READ_SECONDS = 5.0
@@ -67,31 +66,12 @@ class NodeServer:
         flows: Flows,
         log: Callable[..., None],
     ) -> None:
-        self._path = path
         self._answer = answer
         self._flows = flows
         self._log = log
-        self._pool = ThreadPoolExecutor(WORKERS, thread_name_prefix="node")
-        self._socket: socket.socket | None = None
-
-    def start(self) -> None:
-        self._socket = listen(self._path)
-        threading.Thread(target=self._accept, name="node-accept", daemon=True).start()
-
-    def stop(self) -> None:
-        if self._socket:
-            with contextlib.suppress(OSError):
-                self._socket.shutdown(socket.SHUT_RDWR)
-            self._socket.close()
-
-    def _accept(self) -> None:
-        assert self._socket
-        while True:
-            try:
-                connection, _ = self._socket.accept()
-            except OSError:
-                return
-            self._pool.submit(self._serve, connection)
+        self._listener = Listener(path, WORKERS, "node", self._serve)
+        self.start = self._listener.start
+        self.stop = self._listener.stop
 
     def _serve(self, connection: socket.socket) -> None:
         try:

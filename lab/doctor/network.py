@@ -23,8 +23,8 @@ from pyroute2.netlink.exceptions import NetlinkError
 from lab.doctor import firewall
 from lab.doctor.finding import Probe, Seen, fail, ok, warn
 from lab.doctor.scratch import inside, namespace
-from lab.providers.nspawn.wait import until
 from lab.render import Rendered
+from lab.retry import until
 
 ALIAS = "underpass-doctor"
 

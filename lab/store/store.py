@@ -17,12 +17,12 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
-import stamina
 from filelock import FileLock, Timeout
 
 from lab import paths
 from lab.errors import ExitCode, LabError, die
 from lab.files import write_atomic
+from lab.retry import retry_context
 from lab.run import run
 from lab.steps import Step, Steps, current_step
 from lab.store import space, tree
@@ -290,7 +290,7 @@ def remove(folder: Path) -> None:
             code=ExitCode.HOST,
         )
     # What a killed build started may take a moment to end, and may still add a file.
-    for attempt in stamina.retry_context(on=OSError, attempts=None, timeout=10, wait_max=1):
+    for attempt in retry_context(on=OSError, attempts=None, timeout=10, wait_max=1):
         with attempt:
             if folder.exists():
                 shutil.rmtree(folder)

@@ -52,9 +52,7 @@ def main(folder: Path) -> None:
         if level in ("warning", "error"):
             sys.stderr.write(f"{level}: {event} {fields}\n")
 
-    engine = Engine(
-        Settings("node-1", "10.244.0.0/16", "10.96.0.0/16"), FakeKernel().kernel(), ipam, allocator, log
-    )
+    engine = Engine(Settings("node-1", "10.244.0.0/16", "10.96.0.0/16"), FakeKernel(), ipam, allocator, log)
     engine.start(frozenset(Kind), [])
     pods = [
         Pod(Name("blue", f"p{n}"), f"u{n}", "node-1", {"app": str(n % 5)}, "default") for n in range(PODS)

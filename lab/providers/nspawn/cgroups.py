@@ -19,7 +19,7 @@ from pathlib import Path
 
 from lab.errors import ExitCode, LabError, die
 from lab.providers.nspawn import mounts
-from lab.providers.nspawn.wait import until
+from lab.retry import until
 
 #: What kubelet wants to find enabled, where the host has it.
 WANTED = ("cpu", "cpuset", "io", "memory", "pids", "hugetlb")

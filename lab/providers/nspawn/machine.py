@@ -22,8 +22,8 @@ from lab.providers.nspawn import launch
 from lab.providers.nspawn.cgroups import Cgroups
 from lab.providers.nspawn.disks import ROOTFS, Disks
 from lab.providers.nspawn.network import NAMESPACES
-from lab.providers.nspawn.wait import until
 from lab.render import Rendered, RenderedNode
+from lab.retry import until
 from lab.run import run
 
 ANY = range(256)  # exit statuses
