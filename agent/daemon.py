@@ -30,6 +30,7 @@ from agent.planes.kubernetes.client import Api
 from agent.planes.kubernetes.plane import KubernetesPlane
 from agent.publish.publisher import Publisher
 from agent.revoke import Revoker
+from agent.services.health import HealthPorts
 from agent.settings import AgentSettings
 from datapath import links as host_links
 from datapath.tables import AddressKey
@@ -56,14 +57,22 @@ class Agent:
         self._outbox = Outbox(4, log)
         self.engine = Engine(
             Settings(settings.node, settings.pods_range, settings.services_range),
-            self._pins.kernel(),
+            self._pins.maps,
             self._ipam,
             self._allocator,
             log,
         )
         self._revoker = Revoker(self._pins.maps, self._endpoint_entries, log)
+        self._health = HealthPorts(self._healthy)
         self.engine.effects = Publisher(
-            self.engine, self._api, self._allocator, self._outbox, log, self._network, self._revoker
+            self.engine,
+            self._api,
+            self._allocator,
+            self._outbox,
+            log,
+            self._network,
+            self._revoker,
+            self._health.apply,
         )
         self._plane = KubernetesPlane(self._api, settings.node, log)
         self._operations = CniOperations(
@@ -113,6 +122,7 @@ class Agent:
         self._node.stop()
         self._plane.stop()
         self._outbox.stop()
+        self._health.stop()
         self.engine.stop()
 
     # What a former agent left

@@ -10,6 +10,7 @@ from typing import Protocol
 from agent.endpoints import LocalEndpoint
 from agent.model.objects import Endpoint, Labels, Node, PolicySource
 from agent.policy.rules import Parsed
+from agent.services.health import Health
 
 
 class NotReadyError(Exception):
@@ -43,3 +44,5 @@ class Effects(Protocol):
     def policies_moved(self, endpoints: set[int]) -> None: ...
 
     def identities_moved(self, peers: Mapping[IPv4Address, int]) -> None: ...
+
+    def health_changed(self, ports: Mapping[int, Health]) -> None: ...

@@ -42,7 +42,8 @@ from agent.policy import repository
 from agent.policy.compile import NamedPorts
 from agent.policy.entries import Entries, entries
 from agent.policy.rules import Parsed
-from agent.services.compile import compile_host_ports, compile_service
+from agent.services.book import ServiceBook
+from agent.services.compile import compile_host_ports
 from agent.state import (
     OWNER_ENDPOINT,
     OWNER_LOCAL,
@@ -89,7 +90,6 @@ class Engine:
         self._after: list[Callable[[], None]] = []
         self._missing: set[Kind] = set()
         self.own_address = ""
-        self._dirty_services: set[str] = set()
         self._dirty_endpoints: set[Hashable] = set()
         self._renamed: dict[IPv4Address, int] = {}
         self._splitting: frozenset[IPv4Network] = frozenset()
@@ -98,6 +98,7 @@ class Engine:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self.state = NodeState(kernel, self._table_fault)
+        self._services = ServiceBook(self.cluster, settings.node, self.state.services.wanted)
         self.table_faults: dict[str, int] = {}
         self.forging: dict[str, list[str]] = {}
         self.last_flush = 0.0
@@ -301,12 +302,9 @@ class Engine:
         self._log("info", "the model is complete", endpoints=len(self.local))
 
     def _flush(self) -> None:
-        for key in self._dirty_services:
-            service = self.cluster.services.get(key)
-            slices = self.cluster.slices_of.get(key, {}).values()
-            frontends = compile_service(service, slices, self.settings.node) if service else {}
-            self.state.services.wanted.put((OWNER_SERVICES, key), frontends)
-        self._dirty_services.clear()
+        health = self._services.compile()
+        if health is not None and self.effects:
+            self.effects.health_changed(health)
         ranges = {
             prefix_key(network): CacheEntry(identity=number)
             for network, number in self.policies.ranges.in_use().items()
@@ -367,7 +365,7 @@ class Engine:
 
     def _slice_changed(self, key: str, value: EndpointSlice | None) -> None:
         concerned = self.cluster.put_slice(key, value)
-        self._dirty_services |= concerned
+        self._services.changed(concerned)
         if API_SERVICE in concerned:
             addresses_now = {
                 address
@@ -379,7 +377,7 @@ class Engine:
 
     def _service_changed(self, key: str, service: Service | None) -> None:
         put(self.cluster.services, key, service)
-        self._dirty_services.add(key)
+        self._services.changed([key])
 
     def _namespace_changed(self, key: str, namespace: Any) -> None:
         put(self.cluster.namespaces, key, namespace)

@@ -19,6 +19,7 @@ from agent.outbox import Outbox
 from agent.planes.kubernetes.client import ApiError
 from agent.policy.rules import Parsed
 from agent.publish import documents
+from agent.services.health import Health
 
 # A running endpoint keeps its identity this long after the next one was made known, so that the other
 # nodes have rules for it before its packets arrive.
@@ -59,8 +60,9 @@ class Publisher:
         log: Callable[..., None],
         network: Callable[[Node, Sequence[Node]], None],
         revoker: Revocations,
+        health: Callable[[Mapping[int, Health]], None],
     ) -> None:
-        """`network(own, others)` brings the host's routes in step."""
+        """`network(own, others)` brings the host's routes in step, `health(ports)` the health check ports."""
         self._engine = engine
         self._api = api
         self._allocator = allocator
@@ -68,6 +70,7 @@ class Publisher:
         self._log = log
         self._network = network
         self._revoker = revoker
+        self._health = health
         self._node = engine.settings.node
         self._lock = threading.Lock()
         self._mine: dict[str, LocalEndpoint] = {}
@@ -82,6 +85,9 @@ class Publisher:
 
     def identities_moved(self, peers: Mapping[ipaddress.IPv4Address, int]) -> None:
         self._revoker.renamed(peers)
+
+    def health_changed(self, ports: Mapping[int, Health]) -> None:
+        self._outbox.submit("health-ports", lambda: self._health(ports))
 
     # Endpoints
 

@@ -84,12 +84,18 @@ static __always_inline int forward_from_pod(struct __sk_buff *skb, const struct 
 		return dropped(skb, reason, PLACE_POD_EGRESS);
 
 	if ((egress.flags & CONNTRACK_TRANSLATED) && egress.opened == DIRECTION_INGRESS) {
-		/* The reply to a client outside that came to this node's address: it leaves by the device it came by. */
+		/* The reply to a client that came to this node's address: it leaves by the device that one came by. */
 		__u32 ifindex = 0;
 
 		reason = translation_reply(skb, packet, &ifindex);
 		if (reason)
 			return dropped(skb, reason, PLACE_POD_EGRESS);
+		if (ifindex == config->overlay_ifindex && target->cache) {
+			/* From a pod of another node to a hostPort of this one: the answer comes from the node. */
+			count(REASON_REPLY_TRANSLATED, PLACE_POD_EGRESS, packet->length);
+			return deliver_to_node(skb, config, &target->cache->tunnel, IDENTITY_REMOTE_NODE,
+					       PLACE_POD_EGRESS);
+		}
 		return passed(skb, REASON_REPLY_TRANSLATED, PLACE_POD_EGRESS, redirect_neighbour(ifindex, 0, 0, 0));
 	}
 	if (target->pod)

@@ -7,9 +7,9 @@
  *           in the VNI must be the one known for the inner source. Where that source is not known yet, but lies in the
  *           node's pod range, any cluster identity is believed: it is the node's to give. Of the reserved identities
  *           only "remote node" is accepted. The receiver's ingress policy runs, then the packet is moved into the
- *           pod's namespace. Replies to translated NodePort requests go back to their client; what is for this node
- *           goes to its stack.
- * Cost      Known connection: 2 hash look-ups and a trie for addresses, 1 for the connection.
+ *           pod's namespace. Replies to translated NodePort requests go back to their client; what is for a hostPort
+ *           of this node goes to its pod, with its source kept; what else is for this node goes to its stack.
+ * Cost      Known connection: 2 hash look-ups and a trie for addresses, 1 for the connection; 1 more to a hostPort.
  * Kernel    6.6.
  */
 #include "forward.h"
@@ -30,6 +30,45 @@ static __always_inline int overlay_check(const struct packet *packet, const stru
 	if (cache->flags & CACHE_RANGE)
 		return identity >= MIN_CLUSTER_IDENTITY ? 0 : REASON_OVERLAY_IDENTITY;
 	return cache->identity == identity ? 0 : REASON_OVERLAY_IDENTITY;
+}
+
+/*
+ * To a hostPort of this node, from a pod of another: the packet becomes one to the pod that has the port. The pod's
+ * answers find their way back by the device that is remembered here. Returns 0, also where there is nothing to do.
+ */
+static __always_inline int overlay_host_port(struct __sk_buff *skb, const struct config *config, struct packet *packet)
+{
+	struct translation *known = translation_find(packet, TRANSLATION_REQUEST);
+	struct translation to = {};
+	struct service *service;
+	struct backend *backend;
+	int reason;
+
+	if (known) {
+		known->used = clock_ns();
+		to = *known;
+	} else {
+		if (!protocol_has_ports(packet->protocol) || packet->kind == PACKET_ICMP_ERROR)
+			return 0;
+		service = service_at(&packet->destination, packet->destination_port, packet->protocol, SCOPE_EXTERNAL);
+		if (!service || !service->count)
+			return 0;
+		backend = service_slot(service->id, 0);
+		if (!backend || !endpoint_of(&backend->address))
+			return 0;
+		to.source = packet->source;
+		to.source_port = packet->source_port;
+		to.destination = backend->address;
+		to.destination_port = backend->port;
+		to.used = clock_ns();
+		reason = translation_add(packet, &to, 0, config->overlay_ifindex);
+		if (reason)
+			return reason;
+	}
+	if (rewrite_tuple(skb, packet, &to, TRANSLATION_REQUEST))
+		return REASON_REWRITE_FAILED;
+	count(REASON_SERVICE_TRANSLATED, PLACE_OVERLAY, packet->length);
+	return 0;
 }
 
 /* For this node: an answer to a request that it sent on for somebody outside, or something of its own. */
@@ -83,9 +122,15 @@ int overlay_ingress(struct __sk_buff *skb)
 	to = endpoint_of(&packet.destination);
 	if (!to) {
 		node = node_of(&packet.destination);
-		if (node && (node->flags & NODE_LOCAL))
+		if (!node || !(node->flags & NODE_LOCAL))
+			return dropped_flow(skb, config, &packet, &details, REASON_NO_ENDPOINT);
+		reason = overlay_host_port(skb, config, &packet);
+		if (reason)
+			return dropped_flow(skb, config, &packet, &details, reason);
+		to = endpoint_of(&packet.destination);
+		if (!to)
 			return overlay_to_host(skb, config, &packet);
-		return dropped_flow(skb, config, &packet, &details, REASON_NO_ENDPOINT);
+		ingress.new_flags = CONNTRACK_TRANSLATED;
 	}
 	ingress.identity = tunnel.tunnel_id;
 	ingress.endpoint = to->id;

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 from collections.abc import Iterator
 
@@ -13,14 +14,15 @@ from scapy.layers.vxlan import VXLAN
 from scapy.packet import Packet
 
 from datapath import tables
-from datapath.constants import Direction, Identity, Place
+from datapath.constants import Direction, Identity, Place, Scope, ServiceFlag
 from tests.bpf.conftest import Pods
 from tests.bpf.counting import counted
-from tests.bpf.fabric import ALLOW, Fabric, Pod, any_key, host_prefix
+from tests.bpf.fabric import ALLOW, Fabric, Pod, any_key, host_prefix, port_key
 from tests.bpf.namespaces import Namespace
 from tests.bpf.packets import DROP, PASS, run
 from tests.bpf.sandbox import Node
-from tests.bpf.talking import connected
+from tests.bpf.services import service
+from tests.bpf.talking import Echo, ask, connected, refused_error
 
 SYN = TCP(sport=40000, dport=80, flags="S", seq=100)
 INNER = Ether(src="02:aa:00:00:00:01", dst="02:aa:00:00:00:02")
@@ -194,3 +196,26 @@ def test_vxlan_between_nodes_is_let_in(node: Node, other: Node, fabric: Fabric) 
     frame[IP].src = str(fabric.OUTSIDE)
     with counted(node, "OVERLAY_NOT_NODE", Place.HOST):
         assert run(node, "host_ingress", frame, ifindex=eth0).action == DROP
+
+
+def test_a_pod_of_another_node_reaches_a_host_port_under_its_own_identity(server: Pod, far: Pod) -> None:
+    node = server.node
+    with (
+        service(
+            node,
+            node.address,
+            8888,
+            [(server.address, 8080)],
+            scopes=tuple(Scope),
+            flags=ServiceFlag.KEEP_SOURCE,
+        ),
+        Echo(server.namespace, server.address, 8080, "server"),
+        counted(node, "SERVICE_TRANSLATED", Place.OVERLAY, 3, exactly=False),
+        counted(node, "REPLY_TRANSLATED", Place.POD_EGRESS, 2, exactly=False),
+    ):
+        server.set_policy({port_key(Direction.INGRESS, 6, 8080, far.identity): ALLOW})
+        assert ask(far.namespace, node.address, 8888) == ("server", str(far.address))
+        server.set_policy({port_key(Direction.INGRESS, 6, 8080, far.identity + 1): ALLOW})
+        with pytest.raises(TimeoutError):
+            raise refused_error(far.namespace, node.address, 8888, timeout=0.3)
+    assert refused_error(far.namespace, node.address, 8888).errno == errno.ECONNREFUSED

@@ -78,12 +78,25 @@ class Pods:
             "delete", "namespace", self.namespace, "--ignore-not-found", "--timeout=120s", timeout=130
         )
 
-    def run(self, name: str, node: str, *, labels: dict[str, str] | None = None, **spec: Any) -> None:
+    def run(
+        self,
+        name: str,
+        node: str,
+        *,
+        labels: dict[str, str] | None = None,
+        annotations: dict[str, str] | None = None,
+        ports: Sequence[dict[str, Any]] = ({"containerPort": SERVER_PORT, "name": "web"},),
+        **spec: Any,
+    ) -> None:
         """Start a server pod on `node`; `spec` adds to the pod's spec."""
         pod = {
             "apiVersion": "v1",
             "kind": "Pod",
-            "metadata": {"name": name, "labels": {"app": name, **(labels or {})}},
+            "metadata": {
+                "name": name,
+                "labels": {"app": name, **(labels or {})},
+                "annotations": annotations or {},
+            },
             "spec": {
                 "nodeName": node,
                 "terminationGracePeriodSeconds": 0,
@@ -93,7 +106,7 @@ class Pods:
                         "image": self.image,
                         "imagePullPolicy": "Never",
                         "command": ["python3", "-u", "-c", SERVER],
-                        "ports": [{"containerPort": SERVER_PORT, "name": "web"}],
+                        "ports": list(ports),
                         "readinessProbe": {
                             "tcpSocket": {"port": SERVER_PORT},
                             "periodSeconds": 1,

@@ -32,6 +32,7 @@ from agent.model.objects import (
 from agent.planes.base import Change, Kind, Synced
 from agent.policy.compile import HOST_RULE, OPEN_RULES
 from agent.policy.rules import Parsed
+from agent.services.health import Health
 from datapath.codec import UNSPECIFIED
 from datapath.constants import CacheFlag, NamespaceFlag, NodeFlag
 from datapath.tables import AddressKey
@@ -54,6 +55,7 @@ class Recorded:
         self.moved: list[set[int]] = []
         self.renamed: dict[ipaddress.IPv4Address, int] = {}
         self.nodes: list[str] = []
+        self.health: Mapping[int, Health] = {}
 
     def nodes_changed(self, own: Node, others: Sequence[Node]) -> None:
         self.nodes = [own.name, *(node.name for node in others)]
@@ -79,6 +81,9 @@ class Recorded:
     def identities_moved(self, peers: Mapping[ipaddress.IPv4Address, int]) -> None:
         self.renamed.update(peers)
 
+    def health_changed(self, ports: Mapping[int, Health]) -> None:
+        self.health = ports
+
 
 class Bench:
     """An engine on maps in memory."""
@@ -89,7 +94,7 @@ class Bench:
         self.effects = Recorded()
         self.engine = Engine(
             Settings("node-1", "10.244.0.0/16", "10.96.0.0/16"),
-            kernel.kernel(),
+            kernel,
             self.ipam,
             IdentityAllocator(Server()),
             lambda *_, **__: None,

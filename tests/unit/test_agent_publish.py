@@ -17,6 +17,7 @@ from agent.planes.kubernetes.client import ApiError
 from agent.policy.rules import Fault, Parsed
 from agent.publish import publisher as publishing
 from agent.publish.publisher import Publisher
+from agent.services.health import Health
 from tests.fake_kernel import FakeKernel
 from tests.unit.test_agent_engine import OTHER, OWN, Bench, labelled, pod
 from tests.unit.test_agent_identity import Server
@@ -165,6 +166,7 @@ class Desk:
         self.objects = Objects()
         self.identities = Server()
         self.ended = Ended()
+        self.health: dict[int, Health] = {}
         self.networks: list[list[str]] = []
         self.publisher = Publisher(
             self.bench.engine,
@@ -174,6 +176,7 @@ class Desk:
             lambda *_, **__: None,
             lambda own, others: self.networks.append([own.name, *(n.name for n in others)]),
             self.ended,
+            self.health.update,
         )
         self.bench.engine.effects = self.publisher
         self.bench.complete()

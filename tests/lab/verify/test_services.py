@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 
 import pytest
@@ -107,3 +108,57 @@ def test_a_pod_reaches_itself_through_its_service(services: Pods, evidence: Evid
     answer = services.talk("b-0", "outside", PORT)
     evidence(answer)
     assert answer.startswith("b-0 ")
+
+
+HOST_PORT = 18080
+
+
+@pytest.fixture(scope="module")
+def host_port(pods: Pods, lab: Rendered) -> str:
+    """A pod of the first node that has a port of the node."""
+    port = {"containerPort": SERVER_PORT, "hostPort": HOST_PORT}
+    pods.run("porter", lab.nodes[0].name, ports=[port])
+    pods.ready()
+    return "porter"
+
+
+@pytest.mark.parametrize("client", ["a-1", "b-0", "this machine"])
+def test_a_host_port_is_reached_from_everywhere(
+    pods: Pods, lab: Rendered, host_port: str, client: str, evidence: Evidence
+) -> None:
+    """A hostPort answers pods of its node and of others, and clients outside, each under its own address"""
+    import socket
+
+    where = lab.nodes[0].address
+    if client == "this machine":
+        with socket.create_connection((where, HOST_PORT), 5) as connection:
+            answer, own = connection.recv(100).decode().strip(), connection.getsockname()[0]
+    elif client == "b-0" and len(lab.nodes) < 2:
+        pytest.skip("the lab has one node")
+    else:
+        answer, own = pods.talk(client, where, HOST_PORT), pods.address(client)
+    evidence(answer)
+    assert answer == f"{host_port} {own}"
+
+
+def test_health_check_ports_tell_where_the_endpoints_are(
+    services: Pods, lab: Rendered, evidence: Evidence
+) -> None:
+    """A health check node port answers 200 on nodes with a ready endpoint of the Service, else 503"""
+    local = _service("local", {"app": "a-0"}, type="LoadBalancer", externalTrafficPolicy="Local")
+    services.apply(local)
+    port = int(_field(services, "local", "{.spec.healthCheckNodePort}"))
+    wanted = [("200", 1), *[("503", 0)] * (len(lab.nodes) - 1)]
+
+    def answers() -> list[tuple[str, int]]:
+        said = (
+            connect(lab, node).run("curl -s -w ' %%{http_code}' http://%s:%s/", node.address, str(port))
+            for node in lab.nodes
+        )
+        pairs = [one.stdout.rsplit(" ", 1) for one in said]
+        return [(status, json.loads(body or "{}").get("localEndpoints", -1)) for body, status in pairs]
+
+    seen = until(lambda: found if (found := answers()) == wanted else None, "every node answers for itself")
+    evidence(seen)
+    services.cluster.kubectl("delete", "service", "local", "-n", services.namespace)
+    until(lambda: {status for status, _ in answers()} == {"000"}, "the port is closed with its Service")
