@@ -25,6 +25,7 @@ class ExitCode(IntEnum):
     BUSY = 8
     NOT_THERE = 9
     NOT_VERIFIED = 10
+    DENIED = 11
     INTERRUPTED = 130
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import ipaddress
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -222,9 +222,17 @@ def to_json(lab: Rendered) -> dict[str, Any]:
 
 
 def from_json(data: dict[str, Any]) -> Rendered:
-    """The inverse of `to_json`."""
-    nodes = tuple(RenderedNode(**{**node, "roles": tuple(node["roles"])}) for node in data["nodes"])
-    return Rendered(**{**data, "nodes": nodes})
+    """The inverse of `to_json`. What another release may have written beside is passed over."""
+    nodes = tuple(
+        RenderedNode(**{**_known(RenderedNode, node), "roles": tuple(node["roles"])})
+        for node in data["nodes"]
+    )
+    return Rendered(**{**_known(Rendered, data), "nodes": nodes})
+
+
+def _known(kind: type[Rendered | RenderedNode], data: dict[str, Any]) -> dict[str, Any]:
+    names = {field.name for field in fields(kind)}
+    return {name: value for name, value in data.items() if name in names}
 
 
 def write(lab: Rendered, source: str, artifacts: dict[str, str]) -> int:

@@ -175,9 +175,10 @@ class Answers:
         target, target_labels, target_ports = self._who(str(arguments.get("target")))
         names = self._engine.policies.rule_names()
         sides = []
-        for direction, labels, ports, peer in (
-            (Direction.EGRESS, source_labels, source_ports, target),
-            (Direction.INGRESS, target_labels, target_ports, source),
+        here = {name for e in self._engine.local.values() for name in (str(e.pod), e.attachment.address)}
+        for direction, whose, labels, ports, peer in (
+            (Direction.EGRESS, arguments.get("source"), source_labels, source_ports, target),
+            (Direction.INGRESS, arguments.get("target"), target_labels, target_ports, source),
         ):
             if labels is None:
                 continue
@@ -188,6 +189,7 @@ class Answers:
                     "direction": str(direction),
                     "verdict": "allow" if judgement.allowed else "deny",
                     "rule": names.get(judgement.rule, "no rule allows it"),
+                    "here": whose in here,
                 }
             )
         return {

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import select
 import socket
 import sys
 import time
@@ -29,7 +30,10 @@ class RefusedError(Exception):
 
 
 def lines(path: str, command: str, arguments: Mapping[str, Any], seconds: float | None) -> Iterator[Any]:
-    """The answers to a question, one by one. Raises NoAgentError and RefusedError."""
+    """The answers to a question, one by one; None for each sign of life between them.
+
+    Raises NoAgentError and RefusedError.
+    """
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
             connection.settimeout(seconds)
@@ -39,6 +43,7 @@ def lines(path: str, command: str, arguments: Mapping[str, Any], seconds: float 
             with connection.makefile("rb") as file:
                 for line in file:
                     if not line.strip():
+                        yield None
                         continue
                     answer = json.loads(line)
                     if "error" in answer:
@@ -106,19 +111,21 @@ def show_services(answer: Sequence[Mapping[str, Any]]) -> str:
             s["owner"],
             f"{s['address']}:{s['port']}/{s['protocol']}",
             s["scope"],
+            f"{s['affinity_seconds']} s" if s["affinity_seconds"] else "-",
             " ".join(s["backends"]) or "none",
         )
         for s in answer
     ]
-    return table(("SERVICE", "FRONTEND", "SCOPE", "BACKENDS"), rows)
+    return table(("SERVICE", "FRONTEND", "SCOPE", "AFFINITY", "BACKENDS"), rows)
 
 
 def show_policies(answer: Sequence[Mapping[str, Any]]) -> str:
     rows = []
     for policy in answer:
         state = "valid" if policy["valid"] else "NOT VALID: " + "; ".join(policy["faults"])
-        rows.append((policy["kind"], policy["name"], state, " ".join(policy["endpoints"]) or "none here"))
-    return table(("KIND", "NAME", "STATE", "ENDPOINTS"), rows)
+        endpoints = " ".join(policy["endpoints"]) or "none here"
+        rows.append((policy["kind"], policy["name"], state, len(policy["rules"]), endpoints))
+    return table(("KIND", "NAME", "STATE", "RULES", "ENDPOINTS"), rows)
 
 
 def show_trace(answer: Mapping[str, Any]) -> str:
@@ -178,7 +185,9 @@ def parser() -> argparse.ArgumentParser:
     commands.add_parser("maps", parents=[common], help="the pinned maps and how full they are")
     monitor = commands.add_parser("monitor", parents=[common], help="flows as they happen")
     monitor.add_argument("--count", type=int, default=0, help="end after so many flows")
-    monitor.add_argument("--seconds", type=float, default=None, help="end when nothing came for so long")
+    monitor.add_argument("--seconds", type=float, default=None, help="end after so long")
+    monitor.add_argument("--pod", default="", help="only flows of this pod (namespace/name)")
+    monitor.add_argument("--dropped", action="store_true", help="only what did not get through")
     policy = commands.add_parser("policy", help="policies").add_subparsers(
         dest="action", required=True, metavar="ACTION"
     )
@@ -218,15 +227,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _monitor(path: str, asked: Mapping[str, Any], as_json: bool) -> int:
     count = 0
+    end = None if asked["seconds"] is None else time.monotonic() + asked["seconds"]
     try:
-        for flow in lines(path, "monitor", {}, asked["seconds"]):
-            say(json.dumps(flow) if as_json else show_flow(flow))
-            count += 1
-            if asked["count"] and count >= asked["count"]:
+        for flow in lines(path, "monitor", {}, None):
+            if flow is not None and _is_asked_for(flow, asked):
+                say(json.dumps(flow) if as_json else show_flow(flow))
+                count += 1
+            if (asked["count"] and count >= asked["count"]) or (end and time.monotonic() >= end):
                 break
-    except KeyboardInterrupt:
-        pass
+            if flow is None and _reader_left():
+                break
+    except (KeyboardInterrupt, BrokenPipeError):
+        sys.stdout = None  # nobody is to hear of what could not be written
     return OK
+
+
+def _reader_left() -> bool:
+    """Whether nobody reads what we print any more: found out without printing."""
+    try:
+        watch = select.poll()
+        watch.register(sys.stdout.fileno(), 0)
+        return any(event & (select.POLLERR | select.POLLHUP) for _, event in watch.poll(0))
+    except (OSError, ValueError):
+        return False
+
+
+def _is_asked_for(flow: Mapping[str, Any], asked: Mapping[str, Any]) -> bool:
+    if asked["dropped"] and not flow["dropped"]:
+        return False
+    return asked["pod"] in ("", flow["endpoint"])
 
 
 if __name__ == "__main__":

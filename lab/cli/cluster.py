@@ -36,7 +36,7 @@ def register(app: typer.Typer) -> None:
     app.add_typer(image_app, name="image")
 
 
-def _node(lab: Rendered, name: str | None) -> RenderedNode:
+def find_node(lab: Rendered, name: str | None) -> RenderedNode:
     """The node called `name`, or the control plane; a wrong name lists the right ones."""
     if name is None:
         return lab.control_plane
@@ -54,7 +54,7 @@ def shell(
     """Open a root shell on a node."""
     become_root()
     lab: Rendered = context.obj.lab()
-    return ssh.hand_over(lab, _node(lab, node), [], tty=sys.stdin.isatty())
+    return ssh.hand_over(lab, find_node(lab, node), [], tty=sys.stdin.isatty())
 
 
 def exec_(
@@ -66,7 +66,7 @@ def exec_(
     become_root()
     lab: Rendered = context.obj.lab()
     words = command[1:] if command[0] == "--" else command
-    return ssh.hand_over(lab, _node(lab, node), words, tty=False)
+    return ssh.hand_over(lab, find_node(lab, node), words, tty=False)
 
 
 def kubectl(
@@ -162,7 +162,7 @@ def logs(
     if node is None and not console and unit is None:
         return _own_logs(options.lab_id or options.lab().id, lines)
     lab = options.lab()
-    machine = _node(lab, node)
+    machine = find_node(lab, node)
     if console:
         print(provider(lab).console(machine, lines))
         return 0

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import subprocess
+import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -157,35 +161,70 @@ def test_without_an_agent_the_command_says_so(
     assert "does not answer" in err
 
 
-def test_monitor_prints_flows_and_nobody_watches_afterwards(
-    agent: Bench, flows: Flows, capsys: pytest.CaptureFixture[str]
-) -> None:
-    import threading
+FLOW = {
+    "time": 0,
+    "reason": "policy-denied",
+    "dropped": True,
+    "endpoint": "blue/a",
+    "local": "10.244.0.11:80",
+    "peer": "10.244.1.9:4",
+    "peer_identity": 7,
+    "direction": "ingress",
+    "protocol": "TCP",
+    "rule": "",
+}
 
-    flow = {
-        "time": 0,
-        "reason": "policy-denied",
-        "endpoint": "blue/a",
-        "local": "10.244.0.11:80",
-        "peer": "10.244.1.9:4",
-        "peer_identity": 7,
-        "direction": "ingress",
-        "protocol": "TCP",
-        "rule": "",
-    }
+
+@contextlib.contextmanager
+def fed(flows: Flows, *some: dict[str, Any]) -> Iterator[None]:
+    """These flows happen as soon as somebody watches."""
 
     def feed() -> None:
         while not flows.watched:
             threading.Event().wait(0.005)
-        for _ in range(3):
+        for flow in some:
             flows.publish(flow)
 
     thread = threading.Thread(target=feed)
     thread.start()
-    status, out, _ = run(capsys, "monitor", "--count", "3")
+    yield
     thread.join()
+
+
+def test_monitor_prints_flows_and_nobody_watches_afterwards(
+    agent: Bench, flows: Flows, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with fed(flows, FLOW, FLOW, FLOW):
+        status, out, _ = run(capsys, "monitor", "--count", "3")
     assert status == 0
     assert out.count("policy-denied") == 3
+
+
+def test_monitor_shows_what_is_asked_for(
+    agent: Bench, flows: Flows, capsys: pytest.CaptureFixture[str]
+) -> None:
+    passed = {**FLOW, "reason": "opened", "dropped": False}
+    with fed(flows, passed, {**FLOW, "endpoint": "blue/b"}, FLOW):
+        _, out, _ = run(capsys, "monitor", "--count", "1", "--dropped", "--pod", "blue/a", "-o", "json")
+    assert json.loads(out) == FLOW
+
+
+def test_monitor_ends_in_time_when_nothing_happens(agent: Bench, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(capsys, "monitor", "--seconds", "0.1") == (0, "", "")
+
+
+def test_monitor_ends_when_its_reader_does(agent: Bench, flows: Flows, tmp_path: Path) -> None:
+    """As at the end of an ssh connection: a silent monitor must not stay on the node."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "agent.node.command", "monitor"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdout and process.stderr
+    process.stdout.close()
+    assert process.wait(timeout=20) == 0
+    assert process.stderr.read() == b""
+    process.stderr.close()
 
 
 def test_a_watcher_that_does_not_read_loses_flows_and_holds_up_nobody(flows: Flows) -> None:

@@ -109,7 +109,9 @@ def test_what_is_rendered_can_be_read_again(istio: str) -> None:
     lab, _ = labfile.parse(HEAD + istio)
     assert lab is not None
     rendered = render.render(lab)
-    assert render.from_json(json.loads(json.dumps(render.to_json(rendered)))) == rendered
+    data = json.loads(json.dumps(render.to_json(rendered)))
+    assert render.from_json(data) == rendered
+    assert render.from_json({**data, "of_another_release": 1}) == rendered
 
 
 @pytest.mark.parametrize(
