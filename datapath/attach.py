@@ -40,7 +40,7 @@ def attach(program: Program, fd: int, target: int) -> bool:
     """Attach one program, or replace its older version; False when this very program is there already."""
     if program.attach is None:
         raise ValueError(f"{program.name} is reached by tail call and is not attached")
-    flags = libbpf.BPF_F_ALLOW_MULTI if program.is_socket else 0
+    flags = libbpf.BPF_F_ALLOW_MULTI if program.is_cgroup else 0
     present = attached(target, program.attach, program.name)
     if present is None:
         libbpf.program_attach(fd, target, program.attach, flags)

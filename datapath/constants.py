@@ -113,10 +113,56 @@ class NamespaceFlag(enum.IntFlag):
 
     NO_SOCKET_SERVICES: leave the pod's own sockets alone (a sidecar must see the service's address), but for
     those of PROXY_UID; its packets to services are translated at its veth instead.
+    SIDECAR: connections inside the pod, and those that a proxy in it intercepts, are accelerated too.
+    NO_REDIRECT: no connection of the pod is accelerated.
     """
 
     NONE = 0
     NO_SOCKET_SERVICES = 1
+    SIDECAR = 2
+    NO_REDIRECT = 4
+
+
+class ConfigFlag(enum.IntFlag):
+    """Flags of `Config`. REDIRECT: connections between pods of this node are accelerated."""
+
+    NONE = 0
+    REDIRECT = 1
+
+
+class Side(enum.IntEnum):
+    """Which end of an accelerated connection a socket is."""
+
+    CLIENT = 0
+    SERVER = 1
+
+
+class Stage(enum.IntEnum):
+    """How far a socket has come. OFFERED: its SYN carries a nonce. ENROLLED: it may redirect. PLAIN: TCP for
+    ever, `reason` says why.
+    """
+
+    IDLE = 0
+    OFFERED = 1
+    ENROLLED = 2
+    PLAIN = 3
+
+
+class SocketFlag(enum.IntFlag):
+    """Flags of `SocketState`: what the application has asked of its socket (or of its listener)."""
+
+    NONE = 0
+    LISTENER = 1
+    ZEROCOPY = 2
+    LOWAT = 4
+
+
+class Meeting(enum.IntEnum):
+    """Who came first: the client's first byte, or the enrolment of the server's socket."""
+
+    OPEN = 0
+    SENT_FIRST = 1
+    MET = 2
 
 
 class TranslationKind(enum.IntEnum):
@@ -152,3 +198,6 @@ class Continuation(enum.IntEnum):
 
     RESET = 0
     SERVICE = 1
+
+
+REDIRECT_SLOT = 0  # of the program arrays `senders` and `readers`

@@ -5,7 +5,6 @@ Works with libbpf 1.1 (Debian 12) and later. Every function raises OSError with 
 """
 
 import ctypes
-import enum
 import functools
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -13,44 +12,34 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-BPF_ANY, BPF_NOEXIST, BPF_EXIST = 0, 1, 2
-BPF_F_NO_PREALLOC = 1
-BPF_F_ALLOW_MULTI = 2
-BPF_F_REPLACE = 4
+from datapath.abi import (
+    BPF_ANY,
+    BPF_EXIST,
+    BPF_F_ALLOW_MULTI,
+    BPF_F_CLONE,
+    BPF_F_NO_PREALLOC,
+    BPF_F_REPLACE,
+    BPF_NOEXIST,
+    AttachType,
+    MapType,
+    ProgramType,
+)
+
+__all__ = [
+    "BPF_ANY",
+    "BPF_EXIST",
+    "BPF_F_ALLOW_MULTI",
+    "BPF_F_CLONE",
+    "BPF_F_NO_PREALLOC",
+    "BPF_F_REPLACE",
+    "BPF_NOEXIST",
+    "AttachType",
+    "MapType",
+    "ProgramType",
+]
+
 TAG_SIZE = 8
 _CONTEXT_SPACE = 512  # the kernel returns the whole struct __sk_buff, of its own size
-
-
-class MapType(enum.IntEnum):
-    """Map types, numbers of the kernel's ABI."""
-
-    HASH = 1
-    ARRAY = 2
-    PROG_ARRAY = 3
-    PERCPU_HASH = 5
-    PERCPU_ARRAY = 6
-    LRU_HASH = 9
-    LPM_TRIE = 11
-    ARRAY_OF_MAPS = 12
-    HASH_OF_MAPS = 13
-    SOCKHASH = 18
-    SK_STORAGE = 24
-    RINGBUF = 27
-
-
-class AttachType(enum.IntEnum):
-    """Attach types, numbers of the kernel's ABI."""
-
-    INET4_CONNECT = 10
-    INET6_CONNECT = 11
-    UDP4_SENDMSG = 14
-    UDP6_SENDMSG = 15
-    UDP4_RECVMSG = 19
-    UDP6_RECVMSG = 20
-    INET4_GETPEERNAME = 29
-    INET6_GETPEERNAME = 30
-    TCX_INGRESS = 46
-    TCX_EGRESS = 47
 
 
 class _MapInfo(ctypes.Structure):
@@ -161,7 +150,8 @@ class _TestRunOpts(ctypes.Structure):
 
 
 @functools.cache
-def _library() -> ctypes.CDLL:
+def library() -> ctypes.CDLL:
+    """The loaded library; `datapath.tracing` uses it too."""
     library = ctypes.CDLL("libbpf.so.1", use_errno=True)
     for function in (
         "bpf_map_lookup_elem",
@@ -179,7 +169,7 @@ def _library() -> ctypes.CDLL:
     return library
 
 
-def _check(result: int, what: str) -> int:
+def check(result: int, what: str) -> int:
     """A libbpf result, or OSError. libbpf 1.x returns -errno."""
     if result < 0:
         raise OSError(-result, f"{what}: {os.strerror(-result)}")
@@ -207,21 +197,31 @@ class MapInfo:
 
 
 def map_create(
-    map_type: MapType, name: str, key_size: int, value_size: int, entries: int, flags: int = 0, inner: int = 0
+    map_type: MapType,
+    name: str,
+    key_size: int,
+    value_size: int,
+    entries: int,
+    flags: int = 0,
+    inner: int = 0,
+    btf: tuple[int, int, int] = (0, 0, 0),
 ) -> int:
-    """Make a map; returns its file descriptor. inner: descriptor of a template for maps of maps."""
+    """Make a map; returns its file descriptor. inner: descriptor of a template for maps of maps. btf: type
+    information that some kinds need: descriptor, ids of the key's and the value's type.
+    """
     opts = _MapCreateOpts(sz=ctypes.sizeof(_MapCreateOpts), inner_map_fd=inner, map_flags=flags)
-    result = _library().bpf_map_create(
+    opts.btf_fd, opts.btf_key_type_id, opts.btf_value_type_id = btf
+    result = library().bpf_map_create(
         int(map_type), name.encode()[:15], key_size, value_size, entries, ctypes.byref(opts)
     )
-    return _check(result, f"map {name}")
+    return check(result, f"map {name}")
 
 
 def map_info(fd: int) -> MapInfo:
     """Type and sizes of a map."""
     info = _MapInfo()
     size = ctypes.c_uint32(ctypes.sizeof(info))
-    _check(_library().bpf_obj_get_info_by_fd(fd, ctypes.byref(info), ctypes.byref(size)), "map info")
+    check(library().bpf_obj_get_info_by_fd(fd, ctypes.byref(info), ctypes.byref(size)), "map info")
     return MapInfo(
         info.type,
         info.id,
@@ -235,30 +235,30 @@ def map_info(fd: int) -> MapInfo:
 
 def map_by_id(map_id: int) -> int:
     """Descriptor of a map that lives."""
-    return _check(_library().bpf_map_get_fd_by_id(map_id), f"map {map_id}")
+    return check(library().bpf_map_get_fd_by_id(map_id), f"map {map_id}")
 
 
 def map_lookup(fd: int, key: bytes, value_size: int) -> bytes | None:
     """The value of a key, None when there is none. value_size: of all CPUs together for per-CPU maps."""
     value = ctypes.create_string_buffer(value_size)
-    result = _library().bpf_map_lookup_elem(fd, key, value)
+    result = library().bpf_map_lookup_elem(fd, key, value)
     if result == -2:
         return None
-    _check(result, "map lookup")
+    check(result, "map lookup")
     return value.raw
 
 
 def map_update(fd: int, key: bytes, value: bytes, flags: int = BPF_ANY) -> None:
     """Write one entry."""
-    _check(_library().bpf_map_update_elem(fd, key, value, ctypes.c_uint64(flags)), "map update")
+    check(library().bpf_map_update_elem(fd, key, value, ctypes.c_uint64(flags)), "map update")
 
 
 def map_delete(fd: int, key: bytes) -> bool:
     """Delete one entry; False when there was none."""
-    result = _library().bpf_map_delete_elem(fd, key)
+    result = library().bpf_map_delete_elem(fd, key)
     if result == -2:
         return False
-    _check(result, "map delete")
+    check(result, "map delete")
     return True
 
 
@@ -267,10 +267,10 @@ def map_keys(fd: int, key_size: int) -> Iterator[bytes]:
     previous: bytes | None = None
     following = ctypes.create_string_buffer(key_size)
     while True:
-        result = _library().bpf_map_get_next_key(fd, previous, following)
+        result = library().bpf_map_get_next_key(fd, previous, following)
         if result == -2:
             return
-        _check(result, "map next key")
+        check(result, "map next key")
         previous = following.raw
         yield previous
 
@@ -284,11 +284,11 @@ def map_items(fd: int, key_size: int, value_size: int, batch: int = 4096) -> Ite
     first = True
     while True:
         count.value = batch
-        result = _library().bpf_map_lookup_batch(
+        result = library().bpf_map_lookup_batch(
             fd, None if first else position, position, keys, values, ctypes.byref(count), None
         )
         if result not in (0, -2):
-            _check(result, "map lookup batch")
+            check(result, "map lookup batch")
         raw_keys, raw_values = keys.raw, values.raw
         for i in range(count.value):
             yield (
@@ -308,8 +308,8 @@ def map_update_many(fd: int, entries: Sequence[tuple[bytes, bytes]], flags: int 
     values = _buffer(b"".join(value for _, value in entries))
     count = ctypes.c_uint32(len(entries))
     opts = (ctypes.c_uint64 * 3)(24, flags, 0)
-    _check(
-        _library().bpf_map_update_batch(fd, keys, values, ctypes.byref(count), ctypes.byref(opts)),
+    check(
+        library().bpf_map_update_batch(fd, keys, values, ctypes.byref(count), ctypes.byref(opts)),
         "map update batch",
     )
 
@@ -319,18 +319,18 @@ def map_delete_many(fd: int, keys: Sequence[bytes]) -> None:
     remaining = list(keys)
     while remaining:
         count = ctypes.c_uint32(len(remaining))
-        result = _library().bpf_map_delete_batch(fd, _buffer(b"".join(remaining)), ctypes.byref(count), None)
+        result = library().bpf_map_delete_batch(fd, _buffer(b"".join(remaining)), ctypes.byref(count), None)
         if result == 0:
             return
         if result != -2:
-            _check(result, "map delete batch")
+            check(result, "map delete batch")
         remaining = remaining[count.value + 1 :]
 
 
 @functools.cache
 def possible_cpus() -> int:
     """How many values a per-CPU entry has."""
-    return _check(_library().libbpf_num_possible_cpus(), "possible CPUs")
+    return check(library().libbpf_num_possible_cpus(), "possible CPUs")
 
 
 # Pins
@@ -338,12 +338,12 @@ def possible_cpus() -> int:
 
 def pin(fd: int, path: Path) -> None:
     """Pin a map, program or link; the path must not exist."""
-    _check(_library().bpf_obj_pin(fd, os.fsencode(path)), str(path))
+    check(library().bpf_obj_pin(fd, os.fsencode(path)), str(path))
 
 
 def open_pinned(path: Path) -> int:
     """Descriptor of what is pinned at a path."""
-    return _check(_library().bpf_obj_get(os.fsencode(path)), str(path))
+    return check(library().bpf_obj_get(os.fsencode(path)), str(path))
 
 
 # Programs
@@ -366,7 +366,7 @@ def program_info(fd: int) -> ProgramInfo:
     """Name, id and sizes of a program."""
     info = _ProgInfo()
     size = ctypes.c_uint32(ctypes.sizeof(info))
-    _check(_library().bpf_obj_get_info_by_fd(fd, ctypes.byref(info), ctypes.byref(size)), "program info")
+    check(library().bpf_obj_get_info_by_fd(fd, ctypes.byref(info), ctypes.byref(size)), "program info")
     return ProgramInfo(
         info.id,
         info.name.decode(),
@@ -380,7 +380,7 @@ def program_info(fd: int) -> ProgramInfo:
 
 def program_by_id(program_id: int) -> int:
     """Descriptor of a loaded program."""
-    return _check(_library().bpf_prog_get_fd_by_id(program_id), f"program {program_id}")
+    return check(library().bpf_prog_get_fd_by_id(program_id), f"program {program_id}")
 
 
 def program_attach(program: int, target: int, attach: AttachType, flags: int = 0, replace: int = -1) -> None:
@@ -389,15 +389,15 @@ def program_attach(program: int, target: int, attach: AttachType, flags: int = 0
     replace: descriptor of the program to take the place of, in one step (flags must hold BPF_F_REPLACE).
     """
     opts = _AttachOpts(sz=ctypes.sizeof(_AttachOpts), flags=flags, replace_fd=max(replace, 0))
-    _check(
-        _library().bpf_prog_attach_opts(program, target, int(attach), ctypes.byref(opts)),
+    check(
+        library().bpf_prog_attach_opts(program, target, int(attach), ctypes.byref(opts)),
         f"attach {attach.name}",
     )
 
 
 def program_detach(program: int, target: int, attach: AttachType) -> None:
     """Take a program off a device or a cgroup."""
-    _check(_library().bpf_prog_detach2(program, target, int(attach)), f"detach {attach.name}")
+    check(library().bpf_prog_detach2(program, target, int(attach)), f"detach {attach.name}")
 
 
 def programs_attached(target: int, attach: AttachType) -> list[int]:
@@ -406,7 +406,7 @@ def programs_attached(target: int, attach: AttachType) -> list[int]:
     opts = _QueryOpts(
         sz=ctypes.sizeof(_QueryOpts), prog_ids=ctypes.cast(ids, ctypes.c_void_p).value, prog_cnt=64
     )
-    _check(_library().bpf_prog_query_opts(target, int(attach), ctypes.byref(opts)), f"query {attach.name}")
+    check(library().bpf_prog_query_opts(target, int(attach), ctypes.byref(opts)), f"query {attach.name}")
     return list(ids[: opts.prog_cnt])
 
 
@@ -436,7 +436,7 @@ def program_run(program: int, data: bytes, context: bytes = b"", repeat: int = 1
     if context:
         opts.ctx_in, opts.ctx_size_in = ctypes.addressof(context_in), len(context)
         opts.ctx_out, opts.ctx_size_out = ctypes.addressof(context_out), _CONTEXT_SPACE
-    _check(_library().bpf_prog_test_run_opts(program, ctypes.byref(opts)), "program run")
+    check(library().bpf_prog_test_run_opts(program, ctypes.byref(opts)), "program run")
     result = ctypes.c_int32(opts.retval).value
     return TestRun(result, out.raw[: opts.data_size_out], context_out.raw[: opts.ctx_size_out], opts.duration)
 
@@ -455,21 +455,21 @@ class RingReader:
             return 0
 
         self._callback = prototype(callback)
-        self._ring = _library().ring_buffer__new(fd, self._callback, None, None)
+        self._ring = library().ring_buffer__new(fd, self._callback, None, None)
         if not self._ring:
             number = ctypes.get_errno()
             raise OSError(number, f"ring buffer: {os.strerror(number)}")
 
     def poll(self, timeout: float) -> int:
         """Wait at most `timeout` seconds for the wake-up mark, then read all there is; how many records."""
-        _library().ring_buffer__poll(self._ring, int(timeout * 1000))
+        library().ring_buffer__poll(self._ring, int(timeout * 1000))
         return self.consume()
 
     def consume(self) -> int:
         """Read all there is without waiting."""
-        return _check(_library().ring_buffer__consume(self._ring), "ring buffer")
+        return check(library().ring_buffer__consume(self._ring), "ring buffer")
 
     def close(self) -> None:
         """Give the mapping back."""
-        _library().ring_buffer__free(self._ring)
+        library().ring_buffer__free(self._ring)
         self._ring = None

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from datapath.constants import Continuation
-from datapath.libbpf import AttachType
+from datapath.libbpf import AttachType, ProgramType
 
 SOURCES = Path(__file__).parent / "src"
 INCLUDE = Path(__file__).parent / "include"
@@ -19,16 +19,34 @@ class Target(enum.Enum):
     HOST = "host"
     CGROUP = "cgroup"
     CONTINUATION = "continuation"
+    SOCKETS = "sockets"  # the map of accelerated sockets
+    SENDER = "sender"  # reached through the map `senders`
+    READER = "reader"  # reached through the map `readers`
+    TRACE = "trace"
+    ITERATOR = "iterator"
+
+
+_TYPES = {
+    AttachType.CGROUP_SOCK_OPS: ProgramType.SOCK_OPS,
+    AttachType.CGROUP_SETSOCKOPT: ProgramType.CGROUP_SOCKOPT,
+    AttachType.SK_MSG_VERDICT: ProgramType.SK_MSG,
+    AttachType.SK_SKB_VERDICT: ProgramType.SK_SKB,
+    AttachType.TRACE_RAW_TP: ProgramType.TRACING,
+    AttachType.TRACE_ITER: ProgramType.TRACING,
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """attach: the hook, None for what is reached by a tail call through `slot`."""
+    """attach: the hook, None for what is reached by a tail call through `slot`. hook: the kernel's name of
+    what is traced or iterated.
+    """
 
     name: str
     target: Target
     attach: AttachType | None
     slot: Continuation | None = None
+    hook: str = ""
 
     @property
     def source(self) -> Path:
@@ -36,9 +54,19 @@ class Program:
         return SOURCES / f"{self.name}.c"
 
     @property
-    def is_socket(self) -> bool:
-        """A program for sockets (cgroup) rather than for packets (tc)."""
+    def is_cgroup(self) -> bool:
+        """Attached to the node's cgroup."""
         return self.target is Target.CGROUP
+
+    @property
+    def type(self) -> ProgramType:
+        """What the kernel loads it as."""
+        if self.target is Target.SENDER:
+            return ProgramType.SK_MSG
+        if self.attach is None:
+            return ProgramType.SCHED_CLS
+        packets = self.attach in (AttachType.TCX_INGRESS, AttachType.TCX_EGRESS)
+        return _TYPES.get(self.attach, ProgramType.SCHED_CLS if packets else ProgramType.CGROUP_SOCK_ADDR)
 
 
 PROGRAMS = (
@@ -58,6 +86,14 @@ PROGRAMS = (
     Program("sock_recvmsg6", Target.CGROUP, AttachType.UDP6_RECVMSG),
     Program("sock_peername4", Target.CGROUP, AttachType.INET4_GETPEERNAME),
     Program("sock_peername6", Target.CGROUP, AttachType.INET6_GETPEERNAME),
+    Program("sock_pair", Target.CGROUP, AttachType.CGROUP_SOCK_OPS),
+    Program("sock_setoption", Target.CGROUP, AttachType.CGROUP_SETSOCKOPT),
+    Program("message_stub", Target.SOCKETS, AttachType.SK_MSG_VERDICT),
+    Program("stream_verdict", Target.SOCKETS, AttachType.SK_SKB_VERDICT),
+    Program("message_send", Target.SENDER, None),
+    Program("receive_stub", Target.TRACE, AttachType.TRACE_RAW_TP, hook="sock_recv_length"),
+    Program("receive_count", Target.READER, AttachType.TRACE_RAW_TP, hook="sock_recv_length"),
+    Program("list_states", Target.ITERATOR, AttachType.TRACE_ITER, hook="bpf_sk_storage_map"),
 )
 
 

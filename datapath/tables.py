@@ -399,6 +399,7 @@ class Config(Record):
     loopback: source of a pod that reaches itself through a service. pod_range/pod_mask: all pods of the
     cluster. service_range/service_mask: ClusterIPs. Timeouts in seconds. events_per_second: flow events per
     CPU, 0 for none. events_wakeup: bytes waiting in the ring before the reader is woken (it polls anyway).
+    flags: see `ConfigFlag`. redirect_budget: unread bytes of one direction that may be redirected, in KiB.
     """
 
     C_NAME = "config"
@@ -423,7 +424,8 @@ class Config(Record):
     datagram_timeout: int = u32(180)
     other_timeout: int = u32(60)
     nudge_mark: int = u32(0)
-    _pad: bytes = pad(4)
+    redirect_budget: int = u16(0)
+    _pad: bytes = pad(2)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -441,7 +443,8 @@ class FlowEvent(Record):
     """One message of the ring `events`: a connection opened, refused, closed, or a packet dropped.
 
     reason: see `datapath.reasons`. endpoint: the local pod concerned (0: none). local/peer as in `FlowKey`.
-    direction: of the packet, seen from the endpoint. tcp_flags: as on the wire.
+    direction: of the packet, seen from the endpoint. tcp_flags: as on the wire. messages, bytes: what went
+    from socket to socket, both directions together, when an accelerated connection ends; else 0.
     """
 
     C_NAME = "flow_event"
@@ -462,6 +465,8 @@ class FlowEvent(Record):
     tcp_flags: int = u8()
     place: int = u8()
     _pad: bytes = pad(1)
+    messages: int = u64(0)
+    bytes: int = u64(0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

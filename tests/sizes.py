@@ -24,6 +24,8 @@ class Sizes:
     address_books: int = 40  # random runs of ADD, DEL and crash against the address book
     cni_parallel: int = 40  # sandboxes wired up and taken down at once
     cni_rounds: int = 1  # times that, with plugin and agent killed at random points
+    redirect_connects: int = 1500  # times connect, send, close at full speed through redirect
+    redirect_reuses: int = 100  # times that one tuple is used again
 
 
 CI = Sizes(kills_during_up=2, power_losses=1, store_kills=10, stop_starts=1, labs_side_by_side=1)
@@ -37,6 +39,8 @@ FULL = Sizes(
     address_books=1000,
     cni_parallel=200,
     cni_rounds=20,
+    redirect_connects=100_000,
+    redirect_reuses=500,
 )
 
 NAME = os.environ.get("UNDERPASS_SIZE", "ci")

@@ -46,7 +46,17 @@ enum service_flag { SERVICE_AFFINITY = 1, SERVICE_KEEP_SOURCE = 2, SERVICE_DROP_
 
 enum scope { SCOPE_CLUSTER = 0, SCOPE_EXTERNAL = 1 };
 
-enum namespace_flag { NAMESPACE_NO_SOCKET_SERVICES = 1 };
+enum namespace_flag { NAMESPACE_NO_SOCKET_SERVICES = 1, NAMESPACE_SIDECAR = 2, NAMESPACE_NO_REDIRECT = 4 };
+
+enum config_flag { CONFIG_REDIRECT = 1 };
+
+enum side { SIDE_CLIENT = 0, SIDE_SERVER = 1 };
+
+enum stage { STAGE_IDLE = 0, STAGE_OFFERED = 1, STAGE_ENROLLED = 2, STAGE_PLAIN = 3 };
+
+enum socket_flag { SOCKET_LISTENER = 1, SOCKET_ZEROCOPY = 2, SOCKET_LOWAT = 4 };
+
+enum meeting { MEETING_OPEN = 0, MEETING_SENT_FIRST = 1, MEETING_MET = 2 };
 
 /* As whom a sidecar runs, the user whose connections Istio's own rules leave alone. */
 #define PROXY_UID 1337
@@ -60,5 +70,8 @@ enum place { PLACE_POD_EGRESS = 0, PLACE_POD_INGRESS = 1, PLACE_OVERLAY = 2, PLA
 
 /* Slots of the program array `continuations`. */
 enum continuation { CONTINUE_RESET = 0, CONTINUE_SERVICE = 1, CONTINUE_SLOTS = 8 };
+
+/* Slot of the program arrays `senders` and `readers`: there is one program in each. */
+#define REDIRECT_SLOT 0
 
 #endif

@@ -73,6 +73,8 @@ static __always_inline void event_emit(struct __sk_buff *skb, const struct confi
 	event->tcp_flags = packet->tcp_flags;
 	event->place = details->place;
 	event->_pad[0] = 0;
+	event->messages = 0;
+	event->bytes = 0;
 	ring_submit(event, ring_query(MAP(events), BPF_RB_AVAIL_DATA) >= config->events_wakeup ?
 				   BPF_RB_FORCE_WAKEUP :
 				   BPF_RB_NO_WAKEUP);

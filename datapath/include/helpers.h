@@ -44,6 +44,20 @@ HELPER(void, ring_submit, BPF_FUNC_ringbuf_submit, void *record, __u64 flags);
 HELPER(__u64, ring_query, BPF_FUNC_ringbuf_query, void *ring, __u64 what);
 
 HELPER(__u64, current_uid_gid, BPF_FUNC_get_current_uid_gid, void);
+HELPER(void *, storage_get, BPF_FUNC_sk_storage_get, void *map, void *sk, void *initial, __u64 flags);
+HELPER(void *, tcp_sock_of, BPF_FUNC_skc_to_tcp_sock, void *sk);
+HELPER(void *, mptcp_sock_of, BPF_FUNC_skc_to_mptcp_sock, void *sk);
+HELPER(long, sockets_add, BPF_FUNC_sock_hash_update, struct bpf_sock_ops *ctx, void *map, void *key, __u64 flags);
+HELPER(long, message_redirect, BPF_FUNC_msg_redirect_hash, struct sk_msg_md *msg, void *map, void *key, __u64 flags);
+HELPER(long, callbacks_set, BPF_FUNC_sock_ops_cb_flags_set, struct bpf_sock_ops *ctx, int flags);
+HELPER(long, option_set, BPF_FUNC_setsockopt, void *ctx, int level, int name, void *value, int size);
+HELPER(long, header_load, BPF_FUNC_load_hdr_opt, struct bpf_sock_ops *ctx, void *option, __u32 size, __u64 flags);
+HELPER(long, header_store, BPF_FUNC_store_hdr_opt, struct bpf_sock_ops *ctx, const void *option, __u32 size,
+       __u64 flags);
+HELPER(long, header_reserve, BPF_FUNC_reserve_hdr_opt, struct bpf_sock_ops *ctx, __u32 size, __u64 flags);
+HELPER(long, list_write, BPF_FUNC_seq_write, void *list, const void *data, __u32 size);
+HELPER(__u64, clock_coarse_ns, BPF_FUNC_ktime_get_coarse_ns, void);
+
 HELPER(__u64, socket_cookie, BPF_FUNC_get_socket_cookie, void *ctx);
 HELPER(__u64, namespace_cookie, BPF_FUNC_get_netns_cookie, void *ctx);
 HELPER(int, set_return_value, BPF_FUNC_set_retval, int value);

@@ -29,6 +29,13 @@
  *   event_budget   | 0 -> token bucket of a CPU           | all              | all         | never
  *   continuations  | slot -> program                      | loader           | tc          | replaced in place
  *   layouts        | map name -> layout version           | loader           | loader      | never
+ *   sockets        | (client, generation, side) -> socket | pairing          | senders     | with its socket
+ *   states         | socket -> connection, stage, reason  | pairing          | redirect    | with its socket
+ *   streams        | one direction of a pair -> counters  | pairing, senders | all, agent  | when its sender closes
+ *   offers         | nonce in a SYN -> who sent it        | pairing          | pairing     | taken, or its client closes
+ *   plain_ports    | port that is never accelerated       | loader           | pairing     | with the configuration
+ *   senders        | slot -> sk_msg program               | loader           | its stub    | replaced in place
+ *   readers        | slot -> program that counts reads    | loader           | its stub    | replaced in place
  *
  * Memory: hashes that the agent fills are not preallocated; LRU maps are (conntrack 65536 x ~200 B = 13 MB).
  */
@@ -37,6 +44,9 @@
 
 #include "constants.h"
 #include "types.h"
+
+/* Storage is copied from a listener to what it accepts: options that were set before apply after. */
+#define STORAGE_FLAGS (BPF_F_NO_PREALLOC | BPF_F_CLONE)
 
 #define MAP_LIST(MAP_OF) \
 	MAP_OF(config, ARRAY, array_index, config, 1, 0, 1) \
@@ -55,7 +65,12 @@
 	MAP_OF(namespaces, HASH, namespace_key, namespace, 4096, BPF_F_NO_PREALLOC, 1) \
 	MAP_OF(metrics, PERCPU_ARRAY, array_index, counter, 1024, 0, 1) \
 	MAP_OF(event_budget, PERCPU_ARRAY, array_index, event_budget, 1, 0, 1) \
-	MAP_OF(layouts, HASH, map_name, layout_version, 64, BPF_F_NO_PREALLOC, 1)
+	MAP_OF(layouts, HASH, map_name, layout_version, 64, BPF_F_NO_PREALLOC, 1) \
+	MAP_OF(sockets, SOCKHASH, socket_key, socket_cookie, 65536, 0, 1) \
+	MAP_OF(states, SK_STORAGE, array_index, socket_state, 0, STORAGE_FLAGS, 1) \
+	MAP_OF(streams, HASH, socket_key, stream, 131072, BPF_F_NO_PREALLOC, 1) \
+	MAP_OF(offers, HASH, nonce, offer, 16384, 0, 1) \
+	MAP_OF(plain_ports, HASH, port_key, port_rule, 256, BPF_F_NO_PREALLOC, 1)
 
 /* Maps with no key or value struct of their own. RULES is the inner map of `policies`: its `entries` is what the
  * loader's template says; the agent makes each one as large as it has to be. */
@@ -63,7 +78,9 @@
 	RULES(rules, LPM_TRIE, policy_key, policy_entry, 16384, BPF_F_NO_PREALLOC, 1) \
 	MAP_OF_RULES(policies, HASH_OF_MAPS, endpoint_id, rules, 4096, BPF_F_NO_PREALLOC, 1) \
 	RING(events, RINGBUF, 0, 0, 1048576, 0, 1) \
-	PROGRAMS(continuations, PROG_ARRAY, 0, 0, 8, 0, 1)
+	PROGRAMS(continuations, PROG_ARRAY, 0, 0, 8, 0, 1) \
+	PROGRAMS(senders, PROG_ARRAY, 0, 0, 1, 0, 1) \
+	PROGRAMS(readers, PROG_ARRAY, 0, 0, 1, 0, 1)
 
 #ifdef UNDERPASS_BCC
 /* Nothing but type information: the loader's maps get none from here, the tests compare layouts with it. */

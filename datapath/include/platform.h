@@ -18,16 +18,23 @@
 #include <uapi/linux/in.h>
 #define PROGRAM(section_name)
 #define MAP(name) ((void *)bpf_pseudo_fd(1, MAP_FD_##name))
+/* The loader reads the field's place from the running kernel's BTF: headers may be another kernel's. */
+#define TCP_WRITE_SEQUENCE(tcp) (*(__u32 *)((char *)(tcp) + OFFSET_tcp_sock_write_seq))
 #else
 #include <linux/bpf.h>
 #include <linux/if_ether.h>
 #include <linux/in.h>
 #define PROGRAM(section_name) __attribute__((section(section_name), used))
 #define MAP(name) ((void *)&map_##name)
+struct tcp_sock {
+	__u32 write_seq;
+} __attribute__((preserve_access_index));
+#define TCP_WRITE_SEQUENCE(tcp) (((struct tcp_sock *)(tcp))->write_seq)
 #endif
 
 /* Values that <errno.h> has; it is no UAPI header under BCC. */
 #define UNDERPASS_ECONNREFUSED 111
+#define UNDERPASS_EBUSY 16
 
 /* The UAPI's own __always_inline is a mere `inline`; a call that is not inlined does not load under BCC. */
 #undef __always_inline
@@ -60,5 +67,7 @@
 
 /* Keeps the compiler from merging two adjacent stores to a context into one that the verifier refuses. */
 #define STORE_ONCE(place, value) (*(volatile __typeof__(place) *)&(place) = (value))
+/* Keeps it from joining the loads of two branches into one at a computed place of the context (refused on 6.18). */
+#define BRANCH_APART() asm volatile("" ::: "memory")
 
 #endif

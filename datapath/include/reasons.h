@@ -25,6 +25,25 @@
 	REASON(REPLY_TRANSLATED, 9, "reply-translated", "a backend's address was replaced by the service's") \
 	REASON(RESET_SENT, 10, "reset-sent", "both ends of a revoked TCP connection were sent a reset") \
 	REASON(NUDGED, 11, "nudged", "a segment from the agent that makes an idle end speak") \
+	REASON(REDIRECTED, 12, "redirected", "bytes went from socket to socket") \
+	REASON(ACCELERATED, 13, "accelerated", "both ends of a connection talk socket to socket from here on") \
+	REASON(ACCELERATED_CLOSED, 14, "accelerated-closed", "an accelerated connection ended, with its totals") \
+	REASON(REDIRECT_OFF, 15, "redirect-off", "plain TCP: socket redirect is switched off on this node") \
+	REASON(BEFORE_AGENT, 16, "before-agent", "plain TCP: the listener is older than the datapath") \
+	REASON(OPTED_OUT, 17, "opted-out", "plain TCP: the pod or the port asks for it") \
+	REASON(PEER_NOT_LOCAL, 18, "peer-not-local", "plain TCP: the other end is no pod of this node") \
+	REASON(NO_NONCE, 19, "no-nonce", "plain TCP: the two ends could not be told to belong together") \
+	REASON(NONCE_FOREIGN, 20, "nonce-foreign", "plain TCP: a nonce that another connection was given") \
+	REASON(SENT_FIRST, 21, "sent-first", "plain TCP: bytes left before both ends were ready") \
+	REASON(OPTION_ZEROCOPY, 22, "option-zerocopy", "plain TCP: an end has set SO_ZEROCOPY") \
+	REASON(OPTION_LOWAT, 23, "option-rcvlowat", "plain TCP: an end has set SO_RCVLOWAT above 1") \
+	REASON(MPTCP, 24, "mptcp", "plain TCP: a subflow of MPTCP") \
+	REASON(FOREIGN_OWNER, 25, "foreign-owner", "plain TCP: another program holds the socket") \
+	REASON(REDIRECT_FULL, 26, "redirect-full", "plain TCP: a table of socket redirect is full") \
+	REASON(NEEDS_PROXY, 27, "needs-proxy", "plain TCP: policy asks for more than an address and a port") \
+	REASON(POLICY_MOVED, 28, "policy-moved", "by TCP: policy no longer allows it, which ends it there") \
+	REASON(READER_BEHIND, 29, "reader-behind", "by TCP, which waits: more unread bytes than the budget") \
+	REASON(PEER_GONE, 30, "peer-gone", "by TCP: the other end has closed its socket") \
 	REASON(MALFORMED, 64, "malformed", "headers are cut short or contradict themselves") \
 	REASON(PROTOCOL_UNSUPPORTED, 65, "protocol-unsupported", "neither plain IPv4 nor ARP") \
 	REASON(ARP_REFUSED, 66, "arp-refused", "an ARP message other than a pod's question for its gateway") \

@@ -236,7 +236,8 @@ struct config {
 	__u32 datagram_timeout;
 	__u32 other_timeout;
 	__u32 nudge_mark;
-	__u8 _pad[4];
+	__u16 redirect_budget;
+	__u8 _pad[2];
 };
 
 struct event_budget {
@@ -263,6 +264,98 @@ struct flow_event {
 	__u8 tcp_flags;
 	__u8 place;
 	__u8 _pad[1];
+	__u64 messages;
+	__u64 bytes;
+};
+
+/* Socket redirect. */
+
+struct socket_key {
+	__u64 cookie;
+	__u32 generation;
+	__u32 side;
+};
+
+struct socket_cookie {
+	__u64 cookie;
+};
+
+struct nonce {
+	__u64 nonce;
+};
+
+struct offer {
+	__u64 cookie;
+	__u64 space;
+	struct addr client;
+	struct addr server;
+	__be16 client_port;
+	__be16 server_port;
+	__u32 generation;
+	__u16 client_endpoint;
+	__u16 server_endpoint;
+	__u8 seen;
+	__u8 enrolled;
+	__u8 reason;
+	__u8 _pad[1];
+};
+
+struct socket_state {
+	__u64 cookie;
+	__u64 own_cookie;
+	__u64 nonce;
+	__u64 opened;
+	__u64 space;
+	struct addr client;
+	struct addr server;
+	__be16 client_port;
+	__be16 server_port;
+	__u32 generation;
+	__u32 sequence;
+	__u16 client_endpoint;
+	__u16 server_endpoint;
+	__u8 side;
+	__u8 stage;
+	__u8 reason;
+	__u8 flags;
+	__u8 _pad[4];
+};
+
+struct stream {
+	__u64 opened;
+	__u64 refreshed;
+	__u64 client_revision;
+	__u64 server_revision;
+	__u64 messages;
+	__u64 redirected;
+	__u64 tcp_messages;
+	__u64 tcp_bytes;
+	__u64 received;
+	__u64 mark;
+	__u64 stamp;
+	__u64 stamp_position;
+	__u64 latency_samples;
+	__u64 latency_total;
+	__u64 latency_most;
+	__u64 meeting;
+	struct addr client;
+	struct addr server;
+	__be16 client_port;
+	__be16 server_port;
+	__u32 sequence;
+	__u16 client_endpoint;
+	__u16 server_endpoint;
+	__u8 side;
+	__u8 reason;
+	__u8 _pad[2];
+};
+
+struct port_key {
+	__be16 port;
+};
+
+struct port_rule {
+	__u8 flags;
 };
 
 struct map_name {

@@ -11,12 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from datapath.libbpf import ProgramInfo, program_info
+from datapath import tracing
+from datapath.libbpf import ProgramInfo, ProgramType, program_info
 from datapath.loader.errors import Exit, LoaderError
 from datapath.programs import INCLUDE, PROGRAMS, Program
 
 HEADERS = Path("/usr/src")
 MODULES = Path("/lib/modules")
+# Fields of kernel structs that the programs read: their place is the running kernel's.
+_FIELDS = (("tcp_sock", "write_seq"),)
+_TYPES_WITH_HOOK = (ProgramType.CGROUP_SOCK_ADDR, ProgramType.CGROUP_SOCKOPT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,10 +88,11 @@ def compile_all(maps: Mapping[str, int]) -> list[Loaded]:
         "-Wall",
         "-Werror",
         *(f"-DMAP_FD_{name}={fd}" for name, fd in maps.items()),
+        *(f"-DOFFSET_{struct}_{field}={tracing.offset_of(struct, field)}" for struct, field in _FIELDS),
     ]
     try:
         module = bcc.BPF(text=text, cflags=flags)
-        return [_load(bcc.BPF, module, program) for program in PROGRAMS]
+        return [_load(module, program) for program in PROGRAMS]
     except Exception as error:  # BCC raises bare Exception
         raise LoaderError(
             f"the programs do not compile or load: {error}",
@@ -96,10 +101,13 @@ def compile_all(maps: Mapping[str, int]) -> list[Loaded]:
         ) from error
 
 
-def _load(bpf: Any, module: Any, program: Program) -> Loaded:
-    if program.is_socket:
-        function = module.load_func(program.name, bpf.CGROUP_SOCK_ADDR, attach_type=int(program.attach or 0))
+def _load(module: Any, program: Program) -> Loaded:
+    if program.type is ProgramType.TRACING:  # BCC knows no such programs
+        assert program.attach is not None
+        fd = tracing.load(program.name, module.dump_func(program.name), program.attach, program.hook)
+    elif program.type in _TYPES_WITH_HOOK:
+        loaded = module.load_func(program.name, int(program.type), attach_type=int(program.attach or 0))
+        fd = os.dup(loaded.fd)
     else:
-        function = module.load_func(program.name, bpf.SCHED_CLS)
-    fd = os.dup(function.fd)
+        fd = os.dup(module.load_func(program.name, int(program.type)).fd)
     return Loaded(program, fd, program_info(fd))

@@ -8,7 +8,7 @@ from typing import Any
 
 from datapath import tables
 from datapath.codec import Address
-from datapath.constants import NUDGE_MARK
+from datapath.constants import NUDGE_MARK, ConfigFlag
 from datapath.loader.errors import Exit, LoaderError
 from datapath.maps.spec import pinned
 
@@ -22,7 +22,8 @@ class Configuration:
 
     node_address: the address that other nodes tunnel to. devices: names of the node's own devices, the one
     with that address first. pod_range: of the whole cluster. map_entries: sizes that differ from
-    `include/maps.h`.
+    `include/maps.h`. redirect: accelerate connections between pods of this node. redirect_budget: KiB of
+    unread bytes in one direction. plain_ports: servers' ports that are never accelerated.
     """
 
     node_address: Address
@@ -37,6 +38,9 @@ class Configuration:
     gateway: Address = GATEWAY
     loopback: Address = LOOPBACK
     events_per_second: int = 1000
+    redirect: bool = True
+    redirect_budget: int = 1024
+    plain_ports: tuple[int, ...] = ()
     map_entries: dict[str, int] = field(default_factory=dict)
 
     def table(self, *, namespace: int, overlay: int, underlay: int, router: Address) -> tables.Config:
@@ -56,6 +60,8 @@ class Configuration:
             overlay_port=self.overlay_port,
             events_per_second=self.events_per_second,
             nudge_mark=NUDGE_MARK,
+            flags=ConfigFlag.REDIRECT if self.redirect else ConfigFlag.NONE,
+            redirect_budget=self.redirect_budget,
         )
 
 
@@ -109,6 +115,18 @@ def _entries(value: Any) -> dict[str, int]:
     return value
 
 
+def _boolean(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError("must be true or false")
+    return value
+
+
+def _ports(value: Any) -> tuple[int, ...]:
+    if not isinstance(value, list) or not all(isinstance(port, int) and 0 < port < 65536 for port in value):
+        raise ValueError("must be a list of ports from 1 to 65535")
+    return tuple(value)
+
+
 def _integer(low: int, high: int) -> Any:
     def convert(value: Any) -> int:
         if not isinstance(value, int) or not low <= value <= high:
@@ -132,4 +150,7 @@ _CONVERT: dict[str, Any] = {
     "loopback": ipaddress.IPv4Address,
     "events_per_second": _integer(0, 1_000_000),
     "map_entries": _entries,
+    "redirect": _boolean,
+    "redirect_budget": _integer(0, 65535),
+    "plain_ports": _ports,
 }

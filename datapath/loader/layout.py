@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from datapath import libbpf
+from datapath import libbpf, tracing
 from datapath.libbpf import MapInfo, MapType
 from datapath.loader.errors import Exit, LoaderError
 from datapath.maps.spec import RULES, MapSpec, pinned, specs
@@ -19,6 +19,8 @@ from datapath.tables import LayoutVersion, MapName
 _NOT_COPIED = (MapType.RINGBUF, MapType.PROG_ARRAY)
 _PER_CPU = (MapType.PERCPU_ARRAY, MapType.PERCPU_HASH)
 LAYOUTS = "layouts"
+# Sockets hold on to these, and what they count must not miss a byte.
+REDIRECT_MAPS = ("sockets", "states", "streams", "offers", "senders", "readers")
 # A BPF file system refuses names with a dot.
 NEW_SUFFIX = "_new"
 
@@ -111,6 +113,8 @@ _KERNEL_FLAGS = 0
 
 
 def _create(spec: MapSpec, entries: int, inner: int = 0) -> int:
+    if spec.kind is MapType.SK_STORAGE:
+        return tracing.storage_create(spec.name, spec.value_size, spec.flags)
     return libbpf.map_create(
         spec.kind,
         spec.name,
@@ -128,6 +132,13 @@ def _prepare_one(spec: MapSpec, path: Path, entries: int, inner: int) -> PinnedM
     old = libbpf.open_pinned(path)
     if libbpf.map_info(old).max_entries == entries:
         return PinnedMap(spec, old, path, fresh=False)
+    if spec.name in REDIRECT_MAPS:
+        os.close(old)
+        raise LoaderError(
+            f"{spec.name} cannot change its size while its sockets live",
+            hint="drain the node, run `down`, then `up`",
+            code=Exit.LAYOUT,
+        )
     new = _create(spec, entries, inner)
     try:
         _copy(spec, old, new)

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from datapath import attach, libbpf, links, tables
-from datapath.loader import layout
+from datapath.loader import layout, redirect
 from datapath.loader.compiler import Loaded, compile_all, source_digest
 from datapath.loader.configuration import Configuration
 from datapath.loader.errors import Exit, LoaderError
 from datapath.programs import PROGRAMS, Target, pin_of, programs_for
+from datapath.redirect_tables import PortKey, PortRule
 
 MINIMUM_KERNEL = (6, 6)
 _BPF_FS_MAGIC = 0xCAFE4A11
@@ -31,7 +32,8 @@ def up(configuration: Configuration, *, force: bool = False) -> dict[str, Any]:
     pins = configuration.pins
     with _locked(configuration.state):
         pins.mkdir(parents=True, exist_ok=True, mode=0o700)
-        (pins / "programs").mkdir(exist_ok=True, mode=0o700)
+        for folder in ("programs", "links"):
+            (pins / folder).mkdir(exist_ok=True, mode=0o700)
         maps = layout.prepare(pins / "maps", configuration.map_entries)
         descriptors = {item.spec.name: item.fd for item in maps}
         moved = any(item.fresh for item in maps)
@@ -40,10 +42,13 @@ def up(configuration: Configuration, *, force: bool = False) -> dict[str, Any]:
         loaded = [] if current else compile_all(descriptors)
         overlay = _prepare_host(configuration)
         _write_config(configuration, descriptors["config"], overlay)
+        _write_ports(configuration, descriptors["plain_ports"])
         layout.settle(maps)
         if loaded:
             state = _pin_programs(pins, loaded)
         _set_continuations(pins, descriptors["continuations"])
+        fresh = any(item.fresh for item in maps if item.spec.name in layout.REDIRECT_MAPS)
+        redirect.attach_all(pins, descriptors, fresh=fresh)
         changed = _attach_everything(configuration, overlay)
         _write_state(configuration.state, state)
     return {"compiled": bool(loaded), "attached": changed, **state}
@@ -61,6 +66,7 @@ def status(configuration: Configuration) -> dict[str, Any]:
         "overlay": _has_all(Target.OVERLAY, [configuration.overlay_device]),
         "host": _has_all(Target.HOST, configuration.devices),
         "cgroup": _cgroup_has_all(configuration.cgroup),
+        "redirect": redirect.status(pins),
         **state,
     }
 
@@ -77,17 +83,18 @@ def down(configuration: Configuration) -> dict[str, Any]:
                 attach.detach_all(Target.HOST, links.ifindex(device))
         with _directory(configuration.cgroup) as fd:
             attach.detach_all(Target.CGROUP, fd)
+        accelerated = redirect.detach_all(configuration.pins)
         links.remove_overlay(configuration.overlay_device)
         links.remove_masquerade()
         removed = 0
-        for folder in ("programs", "maps"):
+        for folder in ("programs", "links", "maps"):
             for path in (configuration.pins / folder).glob("*"):
                 path.unlink()
                 removed += 1
             with contextlib.suppress(OSError):
                 (configuration.pins / folder).rmdir()
         configuration.state.unlink(missing_ok=True)
-    return {"pods": pods, "pins": removed}
+    return {"pods": pods, "pins": removed, "accelerated": accelerated}
 
 
 def _check_environment(configuration: Configuration) -> None:
@@ -185,6 +192,14 @@ def _write_config(configuration: Configuration, fd: int, overlay: int) -> None:
         router=router,
     )
     libbpf.map_update(fd, key, table.pack())
+
+
+def _write_ports(configuration: Configuration, fd: int) -> None:
+    wanted = {PortKey(port=port).pack() for port in configuration.plain_ports}
+    for key in set(libbpf.map_keys(fd, PortKey.size())) - wanted:
+        libbpf.map_delete(fd, key)
+    for key in wanted:
+        libbpf.map_update(fd, key, PortRule().pack())
 
 
 def _pin_programs(pins: Path, loaded: list[Loaded]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from datapath import libbpf, tables
 from datapath.maps.conntrack import Conntrack
 from datapath.maps.metrics import Metrics
 from datapath.maps.policies import Policies
+from datapath.maps.redirect import Redirect
 from datapath.maps.typed import TypedMap
 
 DEFAULT_PINS = Path("/sys/fs/bpf/underpass")
@@ -31,6 +32,7 @@ class Maps:
     namespaces: TypedMap[tables.NamespaceKey, tables.Namespace]
     metrics: Metrics
     events_fd: int
+    redirect: Redirect
 
     def read_config(self) -> tables.Config | None:
         """The node's configuration, None before the loader has written it."""
@@ -66,4 +68,5 @@ def open_maps(pins: Path = DEFAULT_PINS) -> Maps:
         namespaces=TypedMap(fd("namespaces"), tables.NamespaceKey, tables.Namespace),
         metrics=Metrics(fd("metrics"), fd("event_budget")),
         events_fd=fd("events"),
+        redirect=Redirect.open(pins),
     )

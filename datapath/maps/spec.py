@@ -8,9 +8,9 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from datapath import tables
+from datapath import redirect_tables, tables
 from datapath.codec import Record
-from datapath.libbpf import BPF_F_NO_PREALLOC, MapType
+from datapath.libbpf import BPF_F_CLONE, BPF_F_NO_PREALLOC, MapType
 
 HEADER = Path(__file__).parent.parent / "include" / "maps.h"
 _ROW = re.compile(
@@ -18,7 +18,11 @@ _ROW = re.compile(
     r"\((\w+), (\w+), (\w+), (\w+), (\d+), (\w+), (\d+)\)",
     re.MULTILINE,
 )
-_FLAGS = {"0": 0, "BPF_F_NO_PREALLOC": BPF_F_NO_PREALLOC}
+_FLAGS = {
+    "0": 0,
+    "BPF_F_NO_PREALLOC": BPF_F_NO_PREALLOC,
+    "STORAGE_FLAGS": BPF_F_NO_PREALLOC | BPF_F_CLONE,
+}
 RULES = "rules"
 _DESCRIPTOR_BYTES = 4
 
@@ -43,7 +47,7 @@ def records() -> dict[str, type[Record]]:
     """Record classes by the name of their C struct."""
     return {
         candidate.C_NAME: candidate
-        for candidate in vars(tables).values()
+        for candidate in {**vars(tables), **vars(redirect_tables)}.values()
         if isinstance(candidate, type) and issubclass(candidate, Record) and candidate is not Record
     }
 

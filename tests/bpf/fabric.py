@@ -10,7 +10,7 @@ from typing import Any
 
 from datapath import links, tables
 from datapath.codec import UNSPECIFIED, Address
-from datapath.constants import ANY_IDENTITY, CacheFlag, Direction, Identity, NodeFlag, Verdict
+from datapath.constants import ANY_IDENTITY, CacheFlag, Direction, Identity, NamespaceFlag, NodeFlag, Verdict
 from tests.bpf.namespaces import Namespace
 from tests.bpf.sandbox import GATEWAY, POD_RANGE, Node, Sandbox
 
@@ -102,6 +102,7 @@ class Pod:
         with node.namespace.entered():
             links.ensure_pod_route(self.index, self.address, node.address, self.mac)
         self.set_policy(policy)
+        self.flag(NamespaceFlag.NONE)
         node.maps.ipcache.put(host_prefix(self.address), tables.CacheEntry(identity=identity))
         node.maps.endpoints.put(tables.AddressKey(address=self.address), self.entry())
 
@@ -116,6 +117,11 @@ class Pod:
         }
         return tables.Endpoint(**{**values, **more})
 
+    def flag(self, flags: NamespaceFlag) -> None:
+        """Write its entry in `namespaces`."""
+        key = tables.NamespaceKey(cookie=self.namespace.cookie())
+        self.node.maps.namespaces.put(key, tables.Namespace(endpoint=self.id, flags=flags))
+
     def set_policy(self, policy: Mapping[tables.PolicyKey, tables.PolicyEntry]) -> None:
         """Replace its policy, as the agent does."""
         self.node.maps.policies.replace({self.id: policy})
@@ -126,6 +132,7 @@ class Pod:
         maps.endpoints.delete(tables.AddressKey(address=self.address))
         maps.ipcache.delete(host_prefix(self.address))
         maps.policies.delete(self.id)
+        maps.namespaces.delete(tables.NamespaceKey(cookie=self.namespace.cookie()))
         with self.node.namespace.netlink() as netlink:
             netlink.link("del", index=self.index)
         maps.conntrack.purge(self.id)
