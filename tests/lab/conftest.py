@@ -77,11 +77,10 @@ def lab(request: pytest.FixtureRequest, lab_file: Path) -> Iterator[Rendered]:
         return
     command = LabCommand(lab_file)
     command("down", "--progress=none")
+    # Registered before, so that a lab that does not come up goes too, and not before its report is made.
+    request.addfinalizer(lambda: command.check("down"))
     command.check("up", "--progress=plain")
-    try:
-        yield lab
-    finally:
-        command.check("down")
+    yield lab
 
 
 @pytest.fixture(scope="session")
@@ -112,7 +111,7 @@ def cluster(lab: Rendered) -> Cluster:
 @pytest.fixture(scope="session")
 def pods(lab: Rendered, cluster: Cluster) -> Iterator[Pods]:
     """Pods a-0, a-1 on the first node and b-0, b-1 on the second, in a namespace of their own."""
-    pods = Pods(cluster, "verify", toolbox())
+    pods = Pods(cluster, "verify", image_called("toolbox"))
     pods.create()
     for node, letter in zip(lab.nodes, "ab", strict=False):
         for number in range(2):
@@ -124,10 +123,10 @@ def pods(lab: Rendered, cluster: Cluster) -> Iterator[Pods]:
         pods.remove()
 
 
-def toolbox() -> str:
-    """The name of the lab's own image for test pods, which every node has."""
+def image_called(word: str) -> str:
+    """The full name of the lab's own image with `word` in its name, which every node has."""
     index: dict[str, str] = json.loads((builds.locate()["images"].path / "index.json").read_text())
-    return next(name for name in index.values() if "toolbox" in name)
+    return next(name for name in index.values() if word in name)
 
 
 def connect(lab: Rendered, node: RenderedNode) -> Any:
