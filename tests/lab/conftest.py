@@ -111,7 +111,7 @@ def cluster(lab: Rendered) -> Cluster:
 @pytest.fixture(scope="session")
 def pods(lab: Rendered, cluster: Cluster) -> Iterator[Pods]:
     """Pods a-0, a-1 on the first node and b-0, b-1 on the second, in a namespace of their own."""
-    pods = Pods(cluster, "verify", image_called("toolbox"))
+    pods = Pods(cluster, "verify", toolbox())
     pods.create()
     for node, letter in zip(lab.nodes, "ab", strict=False):
         for number in range(2):
@@ -127,6 +127,11 @@ def image_called(word: str) -> str:
     """The full name of the lab's own image with `word` in its name, which every node has."""
     index: dict[str, str] = json.loads((builds.locate()["images"].path / "index.json").read_text())
     return next(name for name in index.values() if word in name)
+
+
+def toolbox() -> str:
+    """The name of the lab's own image for test pods."""
+    return image_called("toolbox")
 
 
 def connect(lab: Rendered, node: RenderedNode) -> Any:
