@@ -29,7 +29,7 @@ class Sizes:
     grid_examples: int = 3  # generated sets of policies tried by real connections
     agent_restarts: int = 3  # times that every agent is killed, restarted, its programs replaced
     api_away_seconds: int = 20  # how long the API server is gone
-    early_pods: int = 20  # pods whose first instruction is a connect to a denied peer
+    early_pods: int = 12  # pods whose first instruction is a connect to a denied peer
     lab_cni_parallel: int = 20  # sandboxes on a node of the lab at once
     lab_cni_rounds: int = 1  # times that, with plugin and agent killed at random points
 

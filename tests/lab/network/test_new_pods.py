@@ -62,7 +62,7 @@ def restarting(lab: Rendered) -> Iterator[list[str]]:
     over, killed, rng = threading.Event(), list[str](), random.Random(7)
 
     def body() -> None:
-        while not over.wait(rng.uniform(1, 5)):
+        while not over.wait(rng.uniform(2, 6)):
             killed.append(rng.choice(lab.nodes).name)
             ask(lab, killed[-1], ["systemctl", "kill", "--signal=KILL", "underpass-agent"])
 
