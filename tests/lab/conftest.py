@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 import pytest
 import testinfra
 
-from lab import builds, report
+from lab import builds, images, report
 from lab import render as rendering
 from lab.cluster import Cluster
 from lab.labfile import parse
@@ -124,9 +123,8 @@ def pods(lab: Rendered, cluster: Cluster) -> Iterator[Pods]:
 
 
 def image_called(word: str) -> str:
-    """The full name of the lab's own image with `word` in its name, which every node has."""
-    index: dict[str, str] = json.loads((builds.locate()["images"].path / "index.json").read_text())
-    return next(name for name in index.values() if word in name)
+    """The full name of the lab's own image called `word`, which every node has."""
+    return images.own()[word]
 
 
 def toolbox() -> str:
