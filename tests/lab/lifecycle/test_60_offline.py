@@ -10,13 +10,12 @@ from pathlib import Path
 import pytest
 
 from tests.lab.command import LabCommand
-from tests.lab.conftest import LAB_ID
 
-NAMESPACE = f"{LAB_ID}-offline"  # of the network
-LAB = f"""\
+NAMESPACE = "underpass-test-offline"
+LAB = """\
 apiVersion: underpass.dev/v1
 kind: Lab
-id: {LAB_ID}-offline
+id: offline
 nodes:
   - name: node-1
     roles: [control-plane, worker]

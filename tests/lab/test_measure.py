@@ -1,0 +1,47 @@
+"""The measurements run for real, at their smallest, and leave nothing behind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lab.cluster import Cluster
+from lab.render import Rendered
+from tests.lab.command import LabCommand
+from tests.lab.waiting import until
+
+TINY = ("measure", "latency", "--tiny", "--path", "no proxy", "--path", "bridge", "--path", "Envoy")
+
+
+def test_the_graph_is_made_with_paths_that_are_what_they_claim(
+    lab: Rendered, command: LabCommand, cluster: Cluster, tmp_path: Path
+) -> None:
+    found: dict[str, Any] = command.json(*TINY, "--into", str(tmp_path / "out"))
+    measured = {(row["kind"], row["path"]) for row in found["rows"]}
+    assert {(kind, path) for kind in ("tcp", "http") for path in ("no proxy", "bridge", "Envoy")} <= measured
+    assert ("pair", "UNIX socket") in measured
+    assert {row["path"]: row["errors"] for row in found["rows"] if row["errors"]} == {}
+    assert [path for path, accelerated in found["accelerated"].items() if accelerated] == []
+    assert "1.40" in found["versions"]["Envoy"]
+    for name in ("report.html", "result.json", "result.csv", "latency.png", "latency.svg"):
+        assert (tmp_path / "out" / name).stat().st_size
+
+    leftovers = [path.name for path in Path("/run/netns").glob(f"{lab.switch}.plain-*")]
+    assert leftovers == []
+    until(lambda: "underpass-latency" not in _namespaces(cluster), "the measurement's namespace is gone", 120)
+
+
+def test_a_footprint_names_every_component_and_adds_up(lab: Rendered, command: LabCommand) -> None:
+    found = command.json("measure", "footprint")
+    units = {(row["node"], row["component"]) for row in found["components"] if row["kind"] == "unit"}
+    for node in lab.nodes:
+        assert {(node.name, "kubelet"), (node.name, "containerd"), (node.name, "underpass-agent")} <= units
+        mine = sum(row["mib"] for row in found["components"] if row["node"] == node.name)
+        assert abs(found["mib"][node.name] - mine) < 0.1
+    plane = lab.control_plane.name
+    assert {(plane, "etcd"), (plane, "kube-apiserver")} <= units
+
+
+def _namespaces(cluster: Cluster) -> list[str]:
+    listed = cluster.kubectl("get", "namespaces", "-o", "jsonpath={.items[*].metadata.name}")
+    return listed.stdout.split()

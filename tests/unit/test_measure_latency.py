@@ -1,0 +1,122 @@
+"""From rows to judged ratios, pictures and a page; nothing is measured here."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lab.measure.latency import paths, post, report
+from lab.measure.latency.paths import BRIDGE, IN_KERNEL, NO_PROXY, PROXIES, UNIX, WITH_POLICY
+from lab.measure.latency.result import FREE, GRAPH_SIZE, ONE_CPU, Row, figures, percentiles, table
+
+SHARES = (50.0, 75.0, 90.0, 99.0, 99.9)
+
+
+def rows(mode: str = FREE, /, **p50: float) -> list[Row]:
+    """Three rounds; the machine is slower in each, all paths alike."""
+    given = {BRIDGE: 36.0, NO_PROXY: 36.0, IN_KERNEL: 24.0, "Envoy": 96.0, UNIX: 22.0} | p50
+    made = []
+    for number in range(3):
+        for path, us in given.items():
+            slow = us * (1 + number)
+            seen = {share: slow * (1 + share / 100) / 1.5 for share in SHARES}
+            if path == UNIX:
+                made.append(Row("pair", mode, path, number, GRAPH_SIZE, percentiles=seen))
+                continue
+            made.append(Row("tcp", mode, path, number, GRAPH_SIZE, percentiles=seen, rate=1e6 / slow, cpu=us))
+            if path == IN_KERNEL:
+                made.append(Row("pair", mode, path, number, GRAPH_SIZE, percentiles=seen))
+    return made
+
+
+def line(found: list[dict[str, object]], name: str, mode: str = FREE) -> dict[str, object]:
+    return next(one for one in found if one["name"] == name and one["mode"] == mode)
+
+
+def test_a_ratio_is_taken_within_a_round_so_that_a_slower_machine_does_not_show() -> None:
+    found = line(figures(rows()), f"{IN_KERNEL} to {NO_PROXY}, p50")
+    assert (found["value"], found["least"], found["most"], found["met"]) == (0.6667, 0.6667, 0.6667, True)
+
+
+@pytest.mark.parametrize(
+    ("mode", "name", "in_kernel", "met"),
+    [
+        (FREE, f"{IN_KERNEL} to {UNIX}, p50", 25.0, True),
+        (FREE, f"{IN_KERNEL} to {UNIX}, p50", 26.0, False),
+        (FREE, f"{IN_KERNEL} to {NO_PROXY}, p99", 37.0, False),
+        (ONE_CPU, f"{IN_KERNEL} to {NO_PROXY}, p50", 18.0, True),
+        (ONE_CPU, f"{IN_KERNEL} to {NO_PROXY}, p50", 19.0, False),
+        (ONE_CPU, f"Envoy to {IN_KERNEL}, p50", 28.0, True),
+        (ONE_CPU, f"Envoy to {IN_KERNEL}, p50", 29.0, False),
+        (ONE_CPU, f"CPU a request, {IN_KERNEL} to {NO_PROXY}", 22.0, False),
+    ],
+)
+def test_targets_are_those_of_the_mode(mode: str, name: str, in_kernel: float, met: bool) -> None:
+    assert line(figures(rows(mode, **{IN_KERNEL: in_kernel})), name, mode)["met"] is met
+
+
+@pytest.mark.parametrize(("guarded", "met"), [(24.1, True), (24.4, False)])
+def test_what_policy_adds_is_a_line_of_its_own(guarded: float, met: bool) -> None:
+    found = figures(rows(**{WITH_POLICY: guarded}))
+    assert line(found, "policy and telemetry add, p50")["met"] is met
+
+
+def test_a_path_that_was_not_measured_has_no_line_and_no_invented_figure() -> None:
+    without = [row for row in rows() if row.path != IN_KERNEL]
+    assert [one["name"] for one in figures(without) if IN_KERNEL in str(one["name"])] == []
+    assert IN_KERNEL not in percentiles(without, "tcp", FREE)
+
+
+def test_the_table_sums_errors_and_shows_how_far_rounds_lay_apart() -> None:
+    bad = Row("tcp", FREE, "nginx", 0, GRAPH_SIZE, percentiles={50.0: 80.0}, errors=2)
+    worse = Row("tcp", FREE, "nginx", 1, GRAPH_SIZE, percentiles={50.0: 100.0}, errors=3)
+    (found,) = table([bad, worse])
+    assert (found["p50"], found["p50_least"], found["p50_most"], found["errors"]) == (90.0, 80.0, 100.0, 5)
+
+
+def test_a_folder_holds_data_pictures_and_a_page_that_name_the_machine(tmp_path: Path) -> None:
+    made = [*rows(), *rows(ONE_CPU), Row("throughput", FREE, NO_PROXY, 0, 4096, rate=1e9)]
+    made += [Row("http", FREE, NO_PROXY, 0, GRAPH_SIZE, n, {50.0: 60.0}, 9e3) for n in (1, 10)]
+    machine = {"cpu": "A <CPU>", "cpus": 2, "kernel": "6.18.0", "machine": "x86_64"}
+    whole = report.document(
+        made,
+        machine=machine,
+        size={"rounds": 3},
+        versions={"Envoy": "1.40.0"},
+        checked={NO_PROXY: False, IN_KERNEL: True},
+        notes=["nginx: left out"],
+    )
+    written = report.write(tmp_path, whole, made)
+    assert all(file.stat().st_size for file in written)
+    for name in ("latency", "latency-http", "throughput", "connections"):
+        assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        assert "</svg>" in (tmp_path / f"{name}.svg").read_text()
+    page = (tmp_path / "report.html").read_text()
+    for word in ("A &lt;CPU&gt;", "6.18.0", "1.40.0", "nginx: left out", "latency.png", "0.6667"):
+        assert word in page
+    assert json.loads((tmp_path / "result.json").read_text())["rows"][0]["percentiles"]["99.9"]
+    with (tmp_path / "result.csv").open() as file:
+        assert len(list(csv.DictReader(file))) == len(made)
+
+
+def test_the_posts_figures_have_in_kernel_below_no_proxy() -> None:
+    ratio = {share: us / post.FIGURES[NO_PROXY][share] for share, us in post.FIGURES[IN_KERNEL].items()}
+    assert (round(ratio[50.0], 2), round(ratio[99.0], 2)) == (0.67, 0.74)
+    assert set(PROXIES) < set(post.FIGURES)
+
+
+def test_every_proxy_listens_where_its_path_goes_and_leads_to_the_server() -> None:
+    envoy = yaml.safe_load(paths.config("envoy.yaml", server="10.9.9.9"))["static_resources"]
+    ports = {one["address"]["socket_address"]["port_value"] for one in envoy["listeners"]}
+    ways = {way.name: way for way in paths.WAYS}
+    assert ports == {ways["Envoy"].tcp, ways["Envoy"].http}
+    for name, file, word in (("HAProxy", "haproxy.cfg", "bind :"), ("nginx", "nginx.conf", "listen ")):
+        text = paths.config(file, server="10.9.9.9")
+        assert f"{word}{ways[name].tcp}" in text
+        assert f"{word}{ways[name].http}" in text
+        assert f"10.9.9.9:{paths.ECHO}" in text
+        assert f"10.9.9.9:{paths.WEB}" in text
