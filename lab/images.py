@@ -1,4 +1,4 @@
-"""A user's container images, onto all nodes."""
+"""Container images on a lab's nodes: those that it brings, and a user's own."""
 
 from __future__ import annotations
 
@@ -10,12 +10,25 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lab import ssh
+from lab import builds, ssh
 from lab.errors import ExitCode, die
 from lab.render import Rendered, RenderedNode
 from lab.steps import current_step, side_by_side
 
 _NAMES = ("io.containerd.image.name", "org.opencontainers.image.ref.name")
+
+
+def own() -> dict[str, str]:
+    """The images that nodes carry from their start: short name -> full name."""
+    artifact = builds.locate().get("images")
+    if artifact is None:
+        die(
+            "the images are not in the artifact store",
+            hint="`lab build images` makes them",
+            code=ExitCode.ARTIFACT,
+        )
+    index: dict[str, str] = json.loads((artifact.path / "index.json").read_bytes())
+    return {archive.removesuffix(".tar"): name for archive, name in index.items()}
 
 
 def load(lab: Rendered, source: Path) -> list[str]:

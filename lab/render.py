@@ -138,7 +138,13 @@ def inventory(lab: Rendered, artifacts: dict[str, str]) -> dict[str, Any]:
     hosts = {
         node.name: {
             "ansible_host": node.address,
-            "underpass_node": {"name": node.name, "address": node.address, "roles": list(node.roles)},
+            "underpass_node": {
+                "name": node.name,
+                "address": node.address,
+                "roles": list(node.roles),
+                "cpus": node.cpus,
+                "memory_mib": node.memory,
+            },
         }
         for node in lab.nodes
     }
@@ -253,12 +259,17 @@ def write(lab: Rendered, source: str, artifacts: dict[str, str]) -> int:
 
 
 def read(lab_id: str) -> Rendered | None:
-    """The lab as it was last rendered, or None if it never was."""
+    """The lab as it was last rendered, or None if it never was.
+
+    What an older release did not write yet comes from the lab file that was kept beside.
+    """
     file = paths.lab_home(lab_id) / "lab.json"
     try:
         return from_json(json.loads(file.read_text(encoding="utf-8")))
     except FileNotFoundError:
         return None
+    except (KeyError, TypeError):
+        return render_file(file.with_name("lab.yaml"))
 
 
 def render_file(path: Path) -> Rendered:

@@ -13,10 +13,14 @@ import tarfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from lab import builds, doctor, paths, ssh
 from lab.cluster import Cluster
+from lab.errors import LabError
+from lab.lock import lock
 from lab.providers import provider
 from lab.providers.base import NodeState
 from lab.render import Rendered, RenderedNode
@@ -35,7 +39,22 @@ ON_NODE = {
         "ctr -n k8s.io containers ls; ctr -n k8s.io tasks ls; ctr -n k8s.io images ls",
     ],
     "bpf.txt": ["sh", "-c", "bpftool prog show; bpftool map show; bpftool cgroup tree; ls -lR /sys/fs/bpf"],
+    "bpf-attached.txt": ["sh", "-c", "bpftool net show; bpftool cgroup tree; bpftool link show"],
     "kernel.txt": ["sh", "-c", "uname -a; dmesg | tail -n 300"],
+    "versions.txt": ["sh", "-c", "containerd --version; runc --version; kubelet --version; dpkg-query -W"],
+    # Flows are told as they happen: what passes in three seconds shows whether anything does.
+    "flows.jsonl": ["timeout", "3", "underpass", "monitor", "-o", "json"],
+    **{
+        f"underpass/{name}.json": ["underpass", *words, "-o", "json"]
+        for name, words in {
+            "status": ["status"],
+            "endpoints": ["endpoints"],
+            "identities": ["identities"],
+            "services": ["services"],
+            "policies": ["policy", "get"],
+            "maps": ["maps"],
+        }.items()
+    },
 }
 
 ON_CLUSTER = {
@@ -45,10 +64,31 @@ ON_CLUSTER = {
     "events.txt": ["get", "events", "-A", "--sort-by=.lastTimestamp"],
     "describe-pods.txt": ["describe", "pods", "-A"],
     "readyz.txt": ["get", "--raw=/readyz?verbose"],
+    "versions.txt": ["version"],
+    "services.yaml": ["get", "services,endpointslices", "-A", "-o", "yaml"],
+    "policies.yaml": ["get", "networkpolicies,ciliumnetworkpolicies,ciliumclusterwidenetworkpolicies", "-A",
+                      "-o", "yaml"],
+    "endpoints.yaml": ["get", "ciliumendpoints,ciliumidentities", "-A", "-o", "yaml"],
+}  # fmt: skip
+
+#: Asked by istioctl, where the lab has Istio.
+ON_MESH = {
+    "versions.txt": ["version"],
+    "proxy-status.txt": ["proxy-status"],
 }
+#: The configuration of so many proxies at most; one is some megabytes.
+MOST_PROXIES = 12
 
 _SECRETS = (
     (re.compile(r"-----BEGIN ([A-Z ]*PRIVATE KEY)-----.*?-----END \1-----", re.S), "[private key removed]"),
+    (re.compile(r"\bLS0tLS1CRUdJTi[\w+/=]*"), "[PEM in base64 removed]"),
+    (
+        re.compile(
+            r"""(?i)(name["']?: *["']?\w*(?:password|passwd|secret|token|credential|api_?key)\w*["']?,?\s*"""
+            r"""["']?value["']?: *)(?:"[^"]*"|'[^']*'|[^\s,}]+)"""
+        ),
+        r"\1[removed]",
+    ),
     (re.compile(r"\beyJ[\w-]{10,}\.[\w-]{10,}\.[\w-]*"), "[token removed]"),
     (re.compile(r"(?i)\b(authorization: *\w+|bearer) +\S{8,}"), r"\1 [removed]"),
     (
@@ -71,7 +111,7 @@ def write(lab: Rendered, into: Path) -> Path:
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
     name = f"underpass-{lab.id}-{stamp}"
     archive = into / f"{name}.tar.gz"
-    parts = [*_host(lab), *_logs(lab), *_cluster(lab), *_nodes(lab)]
+    parts = [*_host(lab), *_logs(lab), *_cluster(lab), *_mesh(lab), *_nodes(lab)]
     with ThreadPoolExecutor(8) as pool:
         texts = list(pool.map(_collected, [collect for _, collect in parts]))
     partial = archive.with_suffix(".partial")
@@ -102,8 +142,15 @@ def _host(lab: Rendered) -> Iterator[Part]:
     yield "host/cpus-memory.txt", lambda: run(["sh", "-c", "nproc; free -m; df -h"]).stdout
     yield "host/doctor.json", lambda: json.dumps([f.to_dict() for f in doctor.examine(None)], indent=1)
     yield "host/network.txt", lambda: run(["sh", "-c", "ip addr; ip route; ip netns"]).stdout
+    yield "host/versions.json", lambda: json.dumps(_versions(), indent=1)
     yield "host/artifacts.txt", lambda: "\n".join(a.path.name for a in builds.locate().values())
     yield "host/leftovers.txt", lambda: "\n".join(provider(lab).leftovers())
+
+
+def _versions() -> dict[str, Any]:
+    names = ("underpass", "ansible-core", "ansible-runner", "kubernetes", "pytest", "typer")
+    packages = {name: metadata.version(name) for name in names}
+    return {"python": platform.python_version(), "packages": packages, "lock": lock().versions}
 
 
 def _logs(lab: Rendered) -> Iterator[Part]:
@@ -130,6 +177,42 @@ def _cluster(lab: Rendered) -> Iterator[Part]:
             return done.stdout + done.stderr
 
         yield f"cluster/{name}", ask
+
+
+def _mesh(lab: Rendered) -> Iterator[Part]:
+    """What istiod and the sidecars say: versions, who is in sync, the proxies' configuration."""
+    found = builds.locate()
+    if lab.istio_version is None or "istio" not in found or "kubernetes" not in found:
+        return
+    istioctl = [str(found["istio"].path / "bin" / "istioctl"), f"--kubeconfig={lab.folder / 'kubeconfig'}"]
+    for name, arguments in ON_MESH.items():
+
+        def ask(arguments: list[str] = arguments) -> str:
+            done = run([*istioctl, *arguments], ok=range(256), timeout=60, quiet=True)
+            return done.stdout + done.stderr
+
+        yield f"mesh/{name}", ask
+    for namespace, pod in _proxies(Cluster(lab, found["kubernetes"].path / "bin"))[:MOST_PROXIES]:
+
+        def dump(namespace: str = namespace, pod: str = pod) -> str:
+            words = ["proxy-config", "all", f"{pod}.{namespace}", "-o", "json"]
+            done = run([*istioctl, *words], ok=range(256), timeout=60, quiet=True)
+            return done.stdout + done.stderr
+
+        yield f"mesh/proxies/{namespace}.{pod}.json", dump
+
+
+def _proxies(cluster: Cluster) -> list[tuple[str, str]]:
+    """The pods with a sidecar; none where the API server does not say."""
+    try:
+        done = cluster.kubectl("get", "pods", "-A", "-o", "json", "--request-timeout=10s", timeout=30)
+    except LabError:
+        return []
+    return [
+        (pod["metadata"]["namespace"], pod["metadata"]["name"])
+        for pod in json.loads(done.stdout)["items"]
+        if "sidecar.istio.io/status" in pod["metadata"].get("annotations", {})
+    ]
 
 
 def _nodes(lab: Rendered) -> Iterator[Part]:

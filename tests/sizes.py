@@ -26,6 +26,12 @@ class Sizes:
     cni_rounds: int = 1  # times that, with plugin and agent killed at random points
     redirect_connects: int = 1500  # times connect, send, close at full speed through redirect
     redirect_reuses: int = 100  # times that one tuple is used again
+    grid_examples: int = 3  # generated sets of policies tried by real connections
+    agent_restarts: int = 3  # times that every agent is killed, restarted, its programs replaced
+    api_away_seconds: int = 20  # how long the API server is gone
+    early_pods: int = 12  # pods whose first instruction is a connect to a denied peer
+    lab_cni_parallel: int = 20  # sandboxes on a node of the lab at once
+    lab_cni_rounds: int = 1  # times that, with plugin and agent killed at random points
 
 
 CI = Sizes(kills_during_up=2, power_losses=1, store_kills=10, stop_starts=1, labs_side_by_side=1)
@@ -41,6 +47,12 @@ FULL = Sizes(
     cni_rounds=20,
     redirect_connects=100_000,
     redirect_reuses=500,
+    grid_examples=60,
+    agent_restarts=50,
+    api_away_seconds=600,
+    early_pods=500,
+    lab_cni_parallel=200,
+    lab_cni_rounds=20,
 )
 
 NAME = os.environ.get("UNDERPASS_SIZE", "ci")

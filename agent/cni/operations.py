@@ -24,6 +24,8 @@ from agent.links import GATEWAY, Cable, Links, NetnsGoneError, host_interface_na
 from agent.model.objects import Identity, Name, Pod
 
 POD_SECONDS = 10.0
+# What names the list of valid attachments: the specification's word, then libcni's older one.
+VALID_ATTACHMENTS = ("cni.dev/valid-attachments", "cni.dev/attachments")
 
 
 class Programs(Protocol):
@@ -221,12 +223,17 @@ class CniOperations:
             raise CniError(Code.CHECK_FAILED, "the default route is gone", ", ".join(sorted(routes)))
 
     def collect(self, request: Request) -> None:
-        """Take down every attachment that the runtime does not list as valid."""
-        listed = request.config.get("cni.dev/valid-attachments")
-        if listed is None:
-            listed = request.config.get("cni.dev/attachments")
-        if not isinstance(listed, list):
-            raise CniError(Code.INVALID_CONFIGURATION, "GC needs cni.dev/valid-attachments")
+        """Take down every attachment that the runtime does not list as valid.
+
+        libcni may send no list at all (it has then ended what it knew of by DEL), which judges nothing, and
+        null for an empty one.
+        """
+        given = [name for name in VALID_ATTACHMENTS if name in request.config]
+        if not given:
+            return
+        listed = request.config[given[0]] or []
+        if not isinstance(listed, list) or not all(isinstance(item, dict) for item in listed):
+            raise CniError(Code.INVALID_CONFIGURATION, f"{given[0]} must be a list of objects")
         valid = {(str(item.get("containerID")), str(item.get("ifname"))) for item in listed}
         for attachment in self._ipam.all():
             if attachment.owner not in valid:

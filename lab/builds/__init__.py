@@ -43,8 +43,10 @@ def build_all(steps: Steps, only: set[str] | None = None, *, for_bundle: bool = 
     """
     store = Store()
     known = recipes(store)
-    if only is None and not for_bundle:
-        only = {recipe.name for recipe in known if not recipe.for_bundles}
+    if only is None:
+        only = {
+            recipe.name for recipe in known if not recipe.for_tests and (for_bundle or not recipe.for_bundles)
+        }
     chosen = _with_needs(known, only)
     store.sweep()
     built: dict[str, Artifact] = {}

@@ -1,4 +1,4 @@
-"""Kubernetes, etcd, CoreDNS, Istio and its samples: Go modules, pinned by go.mod and go.sum, compiled here.
+"""Kubernetes, etcd, CoreDNS, Istio and more: Go modules, pinned by go.mod and go.sum, compiled here.
 
 `-trimpath` and no C make the same binary of the same source with the same Go on every machine.
 """
@@ -59,6 +59,7 @@ class Part:
     tells: dict[str, tuple[str, ...]]
     version: str
     space: int
+    for_tests: bool = False
 
 
 def parts() -> list[Part]:
@@ -164,6 +165,17 @@ def parts() -> list[Part]:
             version=istio,
             space=1 << 30,
         ),
+        # The CNI project's own libcni, as a program: it drives our plugin in the suite.
+        Part(
+            name="cnitool",
+            title=f"cnitool {versions['cnitool']}",
+            compiles=(Compile({"cnitool": "github.com/containernetworking/cni/cnitool"}),),
+            copies={},
+            tells={},
+            version=versions["cnitool"],
+            space=1 << 29,
+            for_tests=True,
+        ),
     ]
 
 
@@ -181,6 +193,7 @@ def recipe(part: Part, store: Store) -> Recipe:
         },
         build=lambda building: _build(part, building, store),
         space=part.space,
+        for_tests=part.for_tests,
     )
 
 

@@ -13,7 +13,7 @@ from typing import Annotated, Protocol, runtime_checkable
 
 import typer
 
-from lab.cli import artifacts, cluster, life, network, snapshot, tools
+from lab.cli import artifacts, cluster, guides, life, network, snapshot, tools
 from lab.cli.context import Context
 from lab.errors import ExitCode, LabError
 from lab.output import Format
@@ -49,7 +49,7 @@ def options(
     context.obj = Context(file, lab, output, progress, debug)  # type: ignore[arg-type]
 
 
-for room in (life, snapshot, cluster, network, artifacts, tools):
+for room in (life, snapshot, cluster, network, guides, artifacts, tools):
     room.register(app)
 
 

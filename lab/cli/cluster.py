@@ -1,4 +1,4 @@
-"""Commands that reach into a running lab: shell, exec, kubectl, kubeconfig, image, logs."""
+"""Commands that reach into a running lab: shell, exec, kubectl, kubeconfig, image, url, logs."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from lab.output import Format, emit, table
 from lab.providers import provider
 from lab.render import Rendered, RenderedNode
 from lab.store import Artifact
+from lab.urls import urls
 
 _THROUGH = {"ignore_unknown_options": True, "allow_interspersed_args": False}
 
@@ -31,7 +32,9 @@ def register(app: typer.Typer) -> None:
     app.command(context_settings={**_THROUGH, "help_option_names": []})(istioctl)
     app.command()(samples)
     app.command()(kubeconfig)
+    app.command("url")(url_)
     app.command()(logs)
+    image_app.command("list")(image_list)
     image_app.command("load")(image_load)
     app.add_typer(image_app, name="image")
 
@@ -108,6 +111,21 @@ def _artifact(name: str) -> Artifact:
     return artifact
 
 
+def url_(
+    context: typer.Context,
+    service: Annotated[str, typer.Argument(help="The Service.", metavar="NAMESPACE/SERVICE")],
+) -> None:
+    """Print where a Service that nodes serve (NodePort) can be opened, from a browser on this machine."""
+    become_root()
+    options: Context = context.obj
+    lab = options.lab()
+    found = urls(lab, Cluster(lab, _artifact("kubernetes").path / "bin"), service)
+    if options.output is Format.TABLE:
+        print("\n".join(found))
+    else:
+        emit({"service": service, "urls": found}, options.output)
+
+
 def kubeconfig(
     context: typer.Context,
     into: Annotated[
@@ -128,6 +146,16 @@ def kubeconfig(
         merge(own, into)
         print(f"added context {lab.context} to {into}", file=sys.stderr)
     print(own)
+
+
+def image_list(context: typer.Context) -> None:
+    """List the images that every node carries from its start; `toolbox` is for pods to try things in."""
+    options: Context = context.obj
+    rows = [{"name": name, "image": full} for name, full in sorted(images.own().items())]
+    if options.output is Format.TABLE:
+        table(rows, ["name", "image"])
+    else:
+        emit(rows, options.output)
 
 
 def image_load(

@@ -64,6 +64,11 @@ class Context:
             )
         return lab
 
+    def has_lab(self) -> bool:
+        """Whether the lab meant was ever brought up."""
+        lab_id = self.lab_id or load(self.lab_file()).id
+        return rendering.read(lab_id) is not None
+
     def steps(self, logs: Path | None = None) -> Steps:
         """A fresh list of steps, shown as the user asked, logging under `logs`."""
         return Steps(reporter(self.progress, sys.stderr), logs)

@@ -72,13 +72,18 @@ def verify_(
     lab = options.lab()
     promises = verify.run(lab, areas or known, junit)
     rows = [promise.to_dict() for promise in promises]
-    held = bool(promises) and all(promise.held for promise in promises)
+    held = verify.all_hold(promises)
     if options.output is not Format.TABLE:
         emit({"id": lab.id, "held": held, "promises": rows}, options.output)
     else:
         table(rows, ["area", "result", "promise", "evidence"])
-        kept = sum(promise.held for promise in promises)
-        print(f"\n{kept} of {len(promises)} promises hold.")
+        promised = [promise for promise in promises if promise.applies]
+        kept = sum(promise.held for promise in promised)
+        beside = len(promises) - len(promised)
+        print(
+            f"\n{kept} of {len(promised)} promises hold."
+            + (f" {beside} more cannot be asked of this lab; the lines say why." if beside else "")
+        )
     if not held:
         raise typer.Exit(ExitCode.NOT_VERIFIED)
 

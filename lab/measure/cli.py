@@ -38,7 +38,7 @@ def bring_up_(
     rounds: Annotated[int, typer.Option(min=1, max=50, help="How many lives of the lab.")] = 3,
     settle: Annotated[float, typer.Option(min=0, help="Seconds of rest before memory is read.")] = 30,
 ) -> None:
-    """Up, up again, stop and start of a two-node lab, and its memory when idle."""
+    """A build of nothing, up, up again, stop and start of a two-node lab, and its memory when idle."""
     become_root()
     chosen: Context = context.obj
     if rendering.read(LAB_ID):

@@ -99,7 +99,8 @@ class Recipe:
     `inputs` is JSON data that fixes the outcome and knows nothing of the machine: the same release
     has the same keys everywhere, so that bundles fit. `needs` names artifacts that `build` reads;
     their keys belong in `inputs`. `space` is what the build takes on disk, in bytes.
-    `for_bundles`: no lab needs it where there are registries, but a bundle does.
+    `for_bundles`: no lab needs it where there are registries, but a bundle does. `for_tests`: the
+    project's own suite alone needs it; it is built when it is asked for by name.
     """
 
     name: str
@@ -109,6 +110,7 @@ class Recipe:
     needs: tuple[str, ...] = ()
     space: int = 0
     for_bundles: bool = False
+    for_tests: bool = False
 
     @property
     def key(self) -> str:

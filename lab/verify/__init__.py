@@ -20,6 +20,8 @@ from lab.errors import ExitCode, LabError
 from lab.render import Rendered
 
 SUITE = paths.ROOT / "tests" / "lab" / "verify"
+#: What stands on what: a reader looks for the first line that does not hold.
+ORDER = ("kernel", "cluster", "network", "policy", "services", "redirect", "mesh")
 
 
 @dataclass(frozen=True)
@@ -35,25 +37,46 @@ class Promise:
     def held(self) -> bool:
         return self.result == "passed"
 
+    @property
+    def applies(self) -> bool:
+        """Whether it is promised of this lab: one node promises nothing between nodes."""
+        return self.result != "skipped"
+
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
 
+def all_hold(promises: Sequence[Promise]) -> bool:
+    """Whether everything that is promised of this lab holds; nothing promised is nothing held."""
+    promised = [promise for promise in promises if promise.applies]
+    return bool(promised) and all(promise.held for promise in promised)
+
+
 def areas() -> list[str]:
-    """The areas there are, by the names of the suite's files."""
-    return sorted(path.stem.removeprefix("test_") for path in SUITE.glob("test_*.py"))
+    """The areas there are, by the names of the suite's files, from the ground up."""
+    found = {path.stem.removeprefix("test_") for path in SUITE.glob("test_*.py")}
+    return [*(area for area in ORDER if area in found), *sorted(found - set(ORDER))]
 
 
 def run(lab: Rendered, chosen: Sequence[str], junit: Path | None = None) -> list[Promise]:
     """Run the suite's chosen areas on `lab`. Raises `LabError` if the suite itself could not run."""
+    return prove(lab, [SUITE / f"test_{area}.py" for area in chosen], junit=junit)
+
+
+def prove(
+    lab: Rendered, files: Sequence[Path], *, plugins: Sequence[str] = (), junit: Path | None = None
+) -> list[Promise]:
+    """Run test files on `lab`, a promise each test. Raises `LabError` if they could not be run."""
     with tempfile.TemporaryDirectory() as folder:
         results = Path(folder) / "promises.json"
         command = [
             sys.executable,
             *("-m", "pytest", "-q", "-p", "lab.verify.plugin", "-p", "no:cacheprovider"),
+            *(word for plugin in plugins for word in ("-p", plugin)),
+            *("--import-mode=importlib" if plugins else "--import-mode=prepend",),
             *("--rootdir", str(paths.ROOT), "--lab", lab.id, "--promises", str(results)),
-            *(["--junit-xml", str(junit)] if junit else []),
-            *(str(SUITE / f"test_{area}.py") for area in chosen),
+            *(["--junit-xml", str(junit.absolute())] if junit else []),
+            *map(str, files),
         ]
         done = subprocess.run(
             command, cwd=paths.ROOT, env=dict(os.environ), capture_output=True, text=True, check=False

@@ -220,6 +220,8 @@ def test_gc_takes_down_what_is_not_listed(agent: Agent) -> None:
     made = Sandboxes(2)
     agent.call("ADD", "keep", made.path(0))
     agent.call("ADD", "drop", made.path(1))
+    assert agent.call("GC", "", "", "1.1.0") == (0, {}), "no list, no judgement"
+    assert set(agent.book()) == {"keep", "drop"}
     valid = [{"containerID": "keep", "ifname": "eth0"}]
     status, answer = agent.call("GC", "", "", "1.1.0", None, 0, **{"cni.dev/valid-attachments": valid})
     assert (status, answer) == (0, {})

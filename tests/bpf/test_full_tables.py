@@ -13,8 +13,9 @@ from scapy.layers.inet import IP, TCP, UDP
 from scapy.layers.l2 import Ether
 from scapy.packet import Raw
 
+from datapath import reasons
 from datapath.constants import Place, Scope
-from tests.bpf.counting import counted
+from tests.bpf.counting import counted, events
 from tests.bpf.fabric import Fabric, Pod
 from tests.bpf.packets import DROP, frame_from, run, sent_by
 from tests.bpf.sandbox import Sandbox
@@ -54,8 +55,9 @@ def test_a_connection_that_cannot_be_remembered_is_refused(pair: tuple[Pod, Pod]
     client, server = pair
     for port in (1, 2):
         frame = frame_from(client, server.address, TCP(sport=4000 + port, dport=80, flags="S"))
-        with counted(client.node, "CONNTRACK_FULL", Place.POD_EGRESS):
+        with counted(client.node, "CONNTRACK_FULL", Place.POD_EGRESS), events(client.node) as seen:
             assert sent_by(client, frame).action == DROP
+        assert reasons.name_of(seen[-1].reason) == "conntrack-full"
 
 
 def test_fragments_that_cannot_be_remembered_are_refused(pair: tuple[Pod, Pod]) -> None:

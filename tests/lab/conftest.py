@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 import pytest
 import testinfra
 
-from lab import builds, report
+from lab import builds, images, report
 from lab import render as rendering
 from lab.cluster import Cluster
 from lab.labfile import parse
@@ -77,11 +76,10 @@ def lab(request: pytest.FixtureRequest, lab_file: Path) -> Iterator[Rendered]:
         return
     command = LabCommand(lab_file)
     command("down", "--progress=none")
+    # Registered before, so that a lab that does not come up goes too, and not before its report is made.
+    request.addfinalizer(lambda: command.check("down"))
     command.check("up", "--progress=plain")
-    try:
-        yield lab
-    finally:
-        command.check("down")
+    yield lab
 
 
 @pytest.fixture(scope="session")
@@ -124,10 +122,14 @@ def pods(lab: Rendered, cluster: Cluster) -> Iterator[Pods]:
         pods.remove()
 
 
+def image_called(word: str) -> str:
+    """The full name of the lab's own image called `word`, which every node has."""
+    return images.own()[word]
+
+
 def toolbox() -> str:
-    """The name of the lab's own image for test pods, which every node has."""
-    index: dict[str, str] = json.loads((builds.locate()["images"].path / "index.json").read_text())
-    return next(name for name in index.values() if "toolbox" in name)
+    """The name of the lab's own image for test pods."""
+    return image_called("toolbox")
 
 
 def connect(lab: Rendered, node: RenderedNode) -> Any:

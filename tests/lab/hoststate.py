@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from pathlib import Path
+
+from lab.render import Rendered
 
 
 def seen() -> dict[str, set[str]]:
@@ -28,6 +31,14 @@ def difference(before: dict[str, set[str]], after: dict[str, set[str]]) -> dict[
     """What is there after that was not there before, or the other way round."""
     found = {kind: sorted(before[kind] ^ after[kind]) for kind in before}
     return {kind: lines for kind, lines in found.items() if lines}
+
+
+def left_by(lab: Rendered, before: dict[str, set[str]]) -> list[str]:
+    """What is different now from `before`, but for what other labs did on the host meanwhile."""
+    found = difference(before, seen())
+    lines = [f"{kind}: {line}" for kind, lines in found.items() for line in lines]
+    others = re.compile(rf"underpass-(?!{lab.id}\b)|\bup(?!{lab.tag})[0-9a-f]{{8}}")
+    return [line for line in lines if not others.search(line)]
 
 
 def _mounts() -> set[str]:

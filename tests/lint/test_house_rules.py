@@ -89,7 +89,7 @@ def _harmless(host: str) -> bool:
         name = host.rstrip(".").lower()
         return (
             "." not in name  # this machine, or a Service of the reader's own namespace
-            or re.search(r"(^|\.)(example(\.(org|com|net))?|invalid|test)$", name) is not None
+            or re.search(r"(^|\.)(example(\.(org|com|net))?|invalid|svc|test)$", name) is not None
         )
 
 

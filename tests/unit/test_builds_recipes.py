@@ -68,7 +68,13 @@ def test_the_artifacts_that_a_lab_refers_to_are_all_there(built: list[str]) -> N
 
 
 def test_a_bundle_has_the_wheels_of_the_controller_too(built: list[str]) -> None:
-    assert "controller-wheels" in builds.build_all(Steps(), for_bundle=True)
+    made = builds.build_all(Steps(), for_bundle=True)
+    assert "controller-wheels" in made
+    assert "cnitool" not in made, "nobody but the suite needs it"
+
+
+def test_what_the_suite_alone_needs_is_built_when_it_is_named(built: list[str]) -> None:
+    assert set(builds.build_all(Steps(), {"cnitool"})) == {"cnitool"}
 
 
 def test_only_some_are_built_with_what_they_need(built: list[str]) -> None:
@@ -144,6 +150,7 @@ def test_a_tree_digest_sees_names_contents_and_executable_bits(tmp_path: Path) -
         ("etcd", "go.etcd.io/etcd/etcdctl/v3"),
         ("coredns", "github.com/coredns/coredns"),
         ("samples", "github.com/mccutchen/go-httpbin/v2"),
+        ("cnitool", "github.com/containernetworking/cni"),
     ],
 )
 def test_go_modules_are_at_the_version_of_the_lock_file(part: str, module: str) -> None:

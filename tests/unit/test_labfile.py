@@ -131,6 +131,23 @@ def test_nodes_get_the_images_of_what_is_switched_on(text: str, images: list[str
     assert told["istio"] is ("istio-images" in images)
 
 
+def test_a_lab_of_another_release_can_still_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that writes more, and one that did not write all of it yet: labs of both may be on the machine."""
+    monkeypatch.setenv("UNDERPASS_STATE", str(tmp_path))
+    lab, _ = labfile.parse(HEAD)
+    assert lab is not None
+    rendered = render.render(lab)
+    render.write(rendered, HEAD, {})
+    file = rendered.folder / "lab.json"
+    data = json.loads(file.read_text())
+    data["nodes"][0]["colour"] = data["weather"] = "not known here"
+    file.write_text(json.dumps(data))
+    assert render.read("demo") == rendered
+    del data["dns_domain"], data["nodes"][0]["mac"]
+    file.write_text(json.dumps(data))
+    assert render.read("demo") == rendered
+
+
 def test_no_lab_and_node_together_give_anothers_name() -> None:
     """Lab `a` with node `b-c` and lab `a-b` with node `c` are four different things."""
     seen: set[str] = set()

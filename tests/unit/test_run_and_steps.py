@@ -12,7 +12,7 @@ import pytest
 
 from lab.errors import ExitCode, LabError
 from lab.files import write_atomic
-from lab.progress import JsonLines, PlainLines
+from lab.progress import JsonLines, LiveSteps, PlainLines, reporter
 from lab.run import run
 from lab.steps import Steps, current_step, side_by_side
 
@@ -106,6 +106,21 @@ def test_plain_lines_say_what_failed() -> None:
     with pytest.raises(ValueError), Steps(PlainLines(stream)).step("a", "Do a thing"):
         raise ValueError
     assert "Do a thing: FAILED" in stream.getvalue()
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_live_display_is_for_terminals_alone() -> None:
+    assert isinstance(reporter("auto", Terminal()), LiveSteps)
+    assert isinstance(reporter("auto", io.StringIO()), PlainLines)
+    plain = io.StringIO()
+    with Steps(reporter("auto", plain)).step("a", "Do a thing") as step:
+        step.say("half of it")
+    assert "\x1b" not in plain.getvalue()
+    assert [line.strip() for line in plain.getvalue().splitlines()][:2] == ["Do a thing ...", "half of it"]
 
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -101,6 +101,8 @@ class KubernetesPlane:
             away = round(time.time() - state.since, 1)
             state.fault = ""
             self._log("info", "watch resumed", resource=str(kind), away_seconds=away)
+        elif what == "gone":
+            self._log("info", "the watch's history is gone: listing again", resource=str(kind))
         else:
             state.unreadable += 1
             self._log("error", "object cannot be read", resource=str(kind), fault=text)

@@ -78,7 +78,7 @@ class Reflector:
         note: Callable[[str, str], None],
         rng: random.Random | None = None,
     ) -> None:
-        """`note(what, text)` hears of faults and of their end ("fault", "recovered", "unreadable")."""
+        """`note(what, text)` hears of faults and their end: "fault", "recovered", "gone", "unreadable"."""
         self._api = api
         self._resource = resource
         self._sink = sink
@@ -99,6 +99,7 @@ class Reflector:
                 self._watch(stop)
             except _GoneError:
                 self._version = ""
+                self._note("gone", "")
                 stop.wait(self._rng.uniform(0.0, 0.5))
             except ApiError as fault:
                 if fault.code in (400, 410):  # 400: a version that this (restored) server never had

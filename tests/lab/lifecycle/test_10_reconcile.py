@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 from lab.cluster import Cluster
 from lab.provision import provision
@@ -70,16 +71,61 @@ def test_a_plane_that_was_stopped_comes_back(lab: Rendered, command: LabCommand,
     assert cluster.health() == "ok"
 
 
-def test_check_mode_changes_nothing(lab: Rendered, command: LabCommand) -> None:
+#: All that a playbook could change on a node: files and links with their modes, units, kernel settings.
+STATE_OF_A_NODE = r"""
+find /etc /opt /usr/local /var/lib/underpass -xdev ! -type d -printf '%p %m %l\\n' | LC_ALL=C sort
+find /etc /opt /usr/local /var/lib/underpass -xdev -type f -exec sha256sum {} + | LC_ALL=C sort
+systemctl list-units --all --plain --no-legend --type=service | awk '{ print $1, $3, $4 }'
+systemctl list-unit-files --no-legend --type=service
+systemctl show --property=InvocationID kubelet containerd underpass-agent underpass-datapath
+sysctl net.ipv4 2>/dev/null | grep -E 'forward|rp_filter'
+"""
+
+
+def test_check_mode_finds_what_is_wrong_and_changes_nothing(lab: Rendered, command: LabCommand) -> None:
     host = connect(lab, lab.nodes[-1])
-    path = "/etc/kubernetes/kubelet.yaml"
-    host.check_output("sh -c 'echo \"# a hand was here\" >> %s'" % path)
-    spoiled = host.file(path).content
-    with (steps := Steps()).step("check", "Check"):
-        result = provision(lab, "up.yaml", steps, check=True)
-    assert result.changed >= 1
-    assert host.file(path).content == spoiled
-    command.check("up")
+    host.check_output("sh -c 'echo \"# a hand was here\" >> /etc/kubernetes/kubelet.yaml'")
+    host.check_output("rm /etc/containerd/config.toml /etc/kubernetes/pki/kubelet-client.crt")
+    host.check_output("systemctl stop kubelet")
+    try:
+        before = [connect(lab, node).check_output(STATE_OF_A_NODE) for node in lab.nodes]
+        with (steps := Steps()).step("check", "Check"):
+            result = provision(lab, "up.yaml", steps, check=True)
+        found = {what.rpartition(": ")[2] for what in result.what}
+        assert {"Run containerd", "Run kubelet"} <= found
+        assert [connect(lab, node).check_output(STATE_OF_A_NODE) for node in lab.nodes] == before
+    finally:
+        command.check("up")
+
+
+def test_an_upgrade_of_what_is_up_to_date_changes_nothing(lab: Rendered, command: LabCommand) -> None:
+    outcome = command.json("upgrade")
+    assert outcome["changed"] == 0, [step for step in outcome["steps"] if step["changed"]]
+
+
+def test_an_upgrade_takes_each_node_out_of_service_and_puts_it_back(
+    lab: Rendered, command: LabCommand, cluster: Cluster
+) -> None:
+    """A kubelet of another release is what an upgrade finds; this one runs from a copy elsewhere."""
+    node = lab.nodes[-1]
+    host = connect(lab, node)
+    host.check_output("cp /opt/underpass/current/kubernetes/bin/kubelet /root/kubelet-of-old")
+    host.check_output(
+        "sed -i 's|^ExecStart=[^ ]*|ExecStart=/root/kubelet-of-old|' /etc/systemd/system/kubelet.service"
+    )
+    host.check_output("systemctl daemon-reload && systemctl restart kubelet")
+    try:
+        assert command.json("upgrade")["changed"] >= 1
+        logs = command.check("logs", "-n", "1000").stdout
+    finally:
+        host.check_output("rm -f /root/kubelet-of-old")
+    for verb in ("drain", "uncordon"):
+        assert re.search(rf"changed: \[{node.name} -> .*'{verb}', '{node.name}'", logs), verb
+    running = host.check_output("readlink -f /proc/$(systemctl show -P MainPID kubelet)/exe")
+    assert "/kubernetes-" in running, "kubelet was not exchanged"
+    seen = json.loads(cluster.kubectl("get", "node", node.name, "-o", "json").stdout)
+    assert not seen["spec"].get("unschedulable"), "it was not put back into service"
+    assert command.json("up")["changed"] == 0
 
 
 def test_kubectl_passes_arguments_and_status_through(command: LabCommand) -> None:

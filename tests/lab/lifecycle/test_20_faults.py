@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from lab.render import Rendered
 from tests.lab.command import LabCommand
+from tests.lab.conftest import LAB_ID, connect
 from tests.lab.waiting import until
 from tests.sizes import SIZES
 
@@ -28,24 +30,69 @@ def test_a_second_command_on_the_same_lab_is_told_who_is_at_work(lab: Rendered, 
     assert first.returncode == 0
 
 
-STEPS = ["doctor", "keys", "nodes", "provision", "cluster"]
+SMALL = """\
+apiVersion: underpass.dev/v1
+kind: Lab
+id: {id}
+nodes:
+  - name: node-1
+    roles: [control-plane, worker]
+"""
 
 
-@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT], ids=["SIGKILL", "ctrl-C"])
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabCommand]:
+    """A lab of one node beside the one under test, not made yet."""
+    file = tmp_path_factory.mktemp("small") / "lab.yaml"
+    file.write_text(SMALL.format(id=f"{LAB_ID}-cut"))
+    command = LabCommand(file)
+    command.check("down")
+    yield command
+    command.check("down")
+
+
+@pytest.fixture(scope="module")
+def whole_life(small: LabCommand) -> int:
+    """How many events an `up` from nothing tells of, which is how its moments are numbered here."""
+    events = small.check("up", "--progress=json").stderr.splitlines()
+    small.check("down")
+    return len(events)
+
+
 @pytest.mark.parametrize("moment", range(SIZES.kills_during_up))
-def test_an_up_that_is_cut_off_leaves_nothing_in_the_way(
-    lab: Rendered, command: LabCommand, end: signal.Signals, moment: int
+def test_an_up_that_is_cut_off_is_finished_by_the_next(
+    small: LabCommand, whole_life: int, moment: int
 ) -> None:
-    step = STEPS[(moment * 3 + 3) % len(STEPS)]
+    """From nothing, at moments spread evenly over its life; killed and interrupted in turn."""
+    end = (signal.SIGKILL, signal.SIGINT)[moment % 2]
+    at = max(1, round(whole_life * (moment + 0.5) / SIZES.kills_during_up))
+    small.check("down")
+    first = small.start("up", "--progress=json")
+    assert first.stderr is not None
+    told = [line for _, line in zip(range(at), first.stderr, strict=False)]
+    assert len(told) == at, f"it ended early: {told[-1:]}"
+    os.killpg(first.pid, end)
+    first.communicate(timeout=120)
+    assert first.returncode in (-signal.SIGKILL, 130), told[-1]
+    small.check("up")
+    assert small.json("up")["changed"] == 0, told[-1]
+
+
+def test_a_mend_that_is_cut_off_is_finished_by_the_next(lab: Rendered, command: LabCommand) -> None:
+    """Killed between writing a unit's files and restarting it, or wherever it is then."""
+    for node in lab.nodes:
+        connect(lab, node).check_output("sh -c 'echo \"# a hand was here\" >> /etc/kubernetes/kubelet.yaml'")
+        connect(lab, node).check_output("systemctl stop containerd")
     first = command.start("up", "--progress=json")
     assert first.stderr is not None
     for line in first.stderr:
-        if f'"step": "{step}"' in line:
+        if "Run kubelet" in line:
             break
-    os.killpg(first.pid, end)
+    os.killpg(first.pid, signal.SIGKILL)
     first.communicate(timeout=120)
-    assert first.returncode in (-end, 130, 0)
     command.check("up")
+    for node in lab.nodes:
+        assert not connect(lab, node).file("/etc/kubernetes/kubelet.yaml").contains("a hand was here")
     assert command.json("up")["changed"] == 0
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import yaml
 
-from lab import builds
+from lab import builds, images
 from lab.render import Rendered
 from tests.lab.command import LabCommand
 from tests.lab.conftest import connect
@@ -72,30 +72,55 @@ def test_a_report_holds_what_is_needed_and_no_secret(
     lab: Rendered, command: LabCommand, tmp_path: Path
 ) -> None:
     secret = "dont-carry-me-out-4711"
+    spoken = "nor-me-0815-in-an-environment"
+    pod = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": "carrier"},
+        "spec": {
+            "terminationGracePeriodSeconds": 0,
+            "containers": [
+                {
+                    "name": "carrier",
+                    "image": images.own()["toolbox"],
+                    "command": ["sleep", "600"],
+                    "env": [{"name": "DB_PASSWORD", "value": spoken}],
+                }
+            ],
+        },
+    }
     command.check("kubectl", "create", "secret", "generic", "carried", f"--from-literal=key={secret}")
     try:
+        command.check("kubectl", "apply", "-f", "-", stdin=json.dumps(pod))
         archive = Path(command.json("report", "--into", str(tmp_path))["archive"])
     finally:
-        command.check("kubectl", "delete", "secret", "carried")
+        command.check("kubectl", "delete", "secret/carried", "pod/carrier", "--ignore-not-found")
     assert archive.stat().st_mode & 0o777 == 0o600
     keys = [path.read_text().strip().splitlines() for path in (lab.folder / "keys").rglob("*.key")]
     bodies = ["".join(lines[1:-1] if len(lines) > 1 else lines) for lines in keys]
     assert bodies
     assert all(bodies)
     with tarfile.open(archive) as tar:
-        names = [member.name.partition("/")[2] for member in tar.getmembers()]
-        text = "\n".join(
-            file.read().decode(errors="replace")
+        parts = {
+            member.name.partition("/")[2]: file.read().decode(errors="replace")
             for member in tar.getmembers()
             if (file := tar.extractfile(member))
-        )
+        }
+    names, text = list(parts), "\n".join(parts.values())
     assert "PRIVATE KEY-----\n" not in text
     flat = text.replace("\n", "")
     assert not [body for body in bodies if body in flat]
+    assert "carrier" in text
     assert secret not in text
+    assert spoken not in text
     for node in lab.nodes:
         assert f"nodes/{node.name}/journal.txt" in names
         assert f"nodes/{node.name}/console.txt" in names
+        for what in ("status", "endpoints", "identities", "services", "policies", "maps"):
+            assert json.loads(parts[f"nodes/{node.name}/underpass/{what}.json"])
+        flows = [json.loads(line) for line in parts[f"nodes/{node.name}/flows.jsonl"].splitlines()]
+        assert flows and all("reason" in flow for flow in flows)
+    assert json.loads(parts["host/versions.json"])["lock"]["kubernetes"] in parts["cluster/versions.txt"]
     assert "cluster/nodes.yaml" in names
     assert any(name.startswith("logs/") for name in names)
 

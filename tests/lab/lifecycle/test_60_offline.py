@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 
 from tests.lab.command import LabCommand
+from tests.lab.conftest import LAB_ID
 
-NAMESPACE = "underpass-test-offline"
-LAB = """\
+NAMESPACE = f"{LAB_ID}-offline"  # of the network
+LAB = f"""\
 apiVersion: underpass.dev/v1
 kind: Lab
-id: offline
+id: {LAB_ID}-offline
 nodes:
   - name: node-1
     roles: [control-plane, worker]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import re
 import shlex
 import socket
 import subprocess
@@ -14,7 +13,7 @@ import pytest
 from lab.errors import ExitCode, LabError
 from lab.providers import provider as make_provider
 from lab.providers.base import STORE_ON_NODE, NodeState, Provider
-from lab.render import Rendered, RenderedNode
+from lab.render import RenderedNode
 from lab.steps import side_by_side
 from tests.lab import hoststate
 from tests.lab.provider.conftest import ONE, TWO, on, rendered, states
@@ -232,21 +231,13 @@ def test_destroying_leaves_the_host_as_it_was(provider: Provider, image: Path) -
     for node in provider.lab.nodes:
         on(provider, node, "mount -t tmpfs none /mnt; ip netns add left; ip link add left type bridge")
         on(provider, node, "setsid sleep 999 < /dev/null > /dev/null 2>&1 &")
-    assert _changes(provider.lab, before) != []
+    assert hoststate.left_by(provider.lab, before) != []
     assert provider.leftovers() != []
     assert provider.destroy() > 0
     assert provider.leftovers() == []
-    assert _changes(provider.lab, before) == []
+    assert hoststate.left_by(provider.lab, before) == []
     assert provider.destroy() == 0
     assert states(provider) == {NodeState.ABSENT}
-
-
-def _changes(lab: Rendered, before: dict[str, set[str]]) -> list[str]:
-    """What is different on the host, but for what other labs did there meanwhile."""
-    found = hoststate.difference(before, hoststate.seen())
-    lines = [f"{kind}: {line}" for kind, lines in found.items() for line in lines]
-    others = re.compile(rf"underpass-(?!{lab.id}\b)|\bup(?!{lab.tag})[0-9a-f]{{8}}\b")
-    return [line for line in lines if not others.search(line)]
 
 
 def test_what_is_left_is_found_although_the_labs_folder_is_gone(running: Provider) -> None:
