@@ -444,7 +444,8 @@ class FlowEvent(Record):
 
     reason: see `datapath.reasons`. endpoint: the local pod concerned (0: none). local/peer as in `FlowKey`.
     direction: of the packet, seen from the endpoint. tcp_flags: as on the wire. messages, bytes: what went
-    from socket to socket, both directions together, when an accelerated connection ends; else 0.
+    from socket to socket, both directions together, when an accelerated connection ends, and latency the mean
+    time from send to read in nanoseconds (0: none was sampled); else 0.
     """
 
     C_NAME = "flow_event"
@@ -467,6 +468,7 @@ class FlowEvent(Record):
     _pad: bytes = pad(1)
     messages: int = u64(0)
     bytes: int = u64(0)
+    latency: int = u64(0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

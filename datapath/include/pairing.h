@@ -466,7 +466,6 @@ static __always_inline void pairing_close(struct bpf_sock_ops *ctx)
 	const struct config *config = config_get();
 	struct stream *mine, *other;
 	struct socket_state *state;
-	__u64 messages, bytes;
 	struct socket_key key;
 
 	if (!sk || ctx->args[1] != BPF_TCP_CLOSE)
@@ -487,10 +486,8 @@ static __always_inline void pairing_close(struct bpf_sock_ops *ctx)
 	other = map_lookup(MAP(streams), &key);
 	/* Whoever closes first reports, once for a connection: totals of both directions are there. */
 	if (mine && other && config && mine->meeting == MEETING_MET) {
-		messages = mine->messages + other->messages;
-		bytes = mine->redirected + other->redirected;
 		count(REASON_ACCELERATED_CLOSED, PLACE_SOCKET, 0);
-		redirect_report(config, state, REASON_ACCELERATED_CLOSED, messages, bytes);
+		redirect_report(config, state, REASON_ACCELERATED_CLOSED, mine, other);
 	}
 	key.side = state->side;
 	map_delete(MAP(streams), &key);

@@ -131,20 +131,19 @@ static __always_inline int stream_refuses(const struct config *config, struct st
 	    (meeting == MEETING_SENT_FIRST ||
 	     __sync_val_compare_and_swap(&stream->meeting, MEETING_OPEN, MEETING_SENT_FIRST) != MEETING_MET))
 		return REASON_SENT_FIRST;
-	if (stream->refused)
-		return stream->refused;
 	if (received < stream->mark || sent - received + size > (__u64)config->redirect_budget * BUDGET_UNIT)
 		return REASON_READER_BEHIND;
 	return redirect_judge(stream);
 }
 
-/* An event of a socket and not of a packet. */
+/* An event of a socket and not of a packet; with the totals of both directions, where they are given. */
 static __always_inline void redirect_report(const struct config *config, const struct socket_state *state, __u8 reason,
-					    __u64 messages, __u64 bytes)
+					    const struct stream *mine, const struct stream *other)
 {
 	int of_client = state->side == SIDE_CLIENT;
 	__u64 now = clock_ns();
 	struct flow_event *event;
+	__u64 samples;
 
 	if (!event_allowed(config, now))
 		return;
@@ -162,8 +161,13 @@ static __always_inline void redirect_report(const struct config *config, const s
 	event->protocol = PROTOCOL_TCP;
 	event->place = PLACE_SOCKET;
 	event->reason = reason;
-	event->messages = messages;
-	event->bytes = bytes;
+	if (mine && other) {
+		event->messages = mine->messages + other->messages;
+		event->bytes = mine->redirected + other->redirected;
+		samples = mine->latency_samples + other->latency_samples;
+		if (samples)
+			event->latency = (mine->latency_total + other->latency_total) / samples;
+	}
 	ring_submit(event, ring_query(MAP(events), BPF_RB_AVAIL_DATA) >= config->events_wakeup ? BPF_RB_FORCE_WAKEUP :
 												 BPF_RB_NO_WAKEUP);
 }

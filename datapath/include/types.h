@@ -266,6 +266,7 @@ struct flow_event {
 	__u8 _pad[1];
 	__u64 messages;
 	__u64 bytes;
+	__u64 latency;
 };
 
 /* Socket redirect. */
@@ -347,8 +348,7 @@ struct stream {
 	__u16 server_endpoint;
 	__u8 side;
 	__u8 reason;
-	__u8 refused;
-	__u8 _pad[1];
+	__u8 _pad[2];
 };
 
 struct port_key {

@@ -191,6 +191,7 @@ def test_an_accelerated_connection_is_reported_with_its_totals(client: Pod, serv
     assert by_label["ACCELERATED"].place == Place.SOCKET
     ended = by_label["ACCELERATED_CLOSED"]
     assert (ended.messages, ended.bytes) == (2, 2000)
+    assert ended.latency > 0
     assert {ended.local, ended.peer} == {client.address, server.address}
 
 
