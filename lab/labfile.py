@@ -103,6 +103,15 @@ class Istio(_Part):
     samples: bool = Field(True, description="Have the images of Istio's sample applications on every node.")
 
 
+class Redirect(_Part):
+    """Socket redirect: connections between pods of one node, below TCP/IP."""
+
+    enabled: bool = Field(True, description="Accelerate connections between pods of one node.")
+    plain_ports: tuple[Annotated[int, Field(ge=1, le=65535)], ...] = Field(
+        (), max_length=256, description="Servers' ports whose connections stay with TCP."
+    )
+
+
 class Ranges(_Part):
     """The address ranges of the lab. All IPv4, none overlapping another or the host's."""
 
@@ -138,6 +147,7 @@ class LabFile(_Part):
     provider: ProviderName = Field("nspawn", description="What makes the nodes.")
     nodes: tuple[Node, ...] = Field(default_factory=_default_nodes, min_length=1, max_length=10)
     kubernetes: Kubernetes = Field(default_factory=Kubernetes)
+    redirect: Redirect = Field(default_factory=Redirect)
     istio: Istio = Field(default_factory=Istio)
     network: Ranges = Field(default_factory=Ranges)
 
@@ -272,13 +282,22 @@ def _dotted(location: tuple[str | int, ...]) -> str:
     return text.removeprefix(".")
 
 
+_PARTS: dict[str, Any] = {
+    "nodes": Node,
+    "kubernetes": Kubernetes,
+    "redirect": Redirect,
+    "istio": Istio,
+    "network": Ranges,
+}
+
+
 def _suggestion(location: tuple[str | int, ...]) -> str:
     """` (did you mean ...?)` for a field name with a near neighbour at the same place."""
     model: Any = LabFile
     for part in location[:-1]:
         if isinstance(part, int):
             continue
-        model = {"nodes": Node, "kubernetes": Kubernetes, "istio": Istio, "network": Ranges}.get(part, model)
+        model = _PARTS.get(part, model)
     near = difflib.get_close_matches(str(location[-1]), list(model.model_fields), n=1)
     known = ", ".join(model.model_fields)
     return f"; did you mean {near[0]}?" if near else f"; known here: {known}"

@@ -64,6 +64,8 @@ class Rendered:
     context: str
     istio_version: str | None = None  # None where the lab has no Istio
     istio_samples: bool = False
+    redirect: bool = True
+    plain_ports: tuple[int, ...] = ()
 
     @property
     def control_plane(self) -> RenderedNode:
@@ -127,6 +129,8 @@ def render(lab: LabFile) -> Rendered:
         context=f"lab-{lab.id}",
         istio_version=lab.istio.version if lab.istio.enabled else None,
         istio_samples=lab.istio.enabled and lab.istio.samples,
+        redirect=lab.redirect.enabled,
+        plain_ports=tuple(sorted(set(lab.redirect.plain_ports))),
     )
 
 
@@ -172,6 +176,8 @@ def inventory(lab: Rendered, artifacts: dict[str, str]) -> dict[str, Any]:
                     "kubernetes_version": lab.kubernetes_version,
                     "istio": lab.istio_version is not None,
                     "istio_version": lab.istio_version or "",
+                    "redirect": lab.redirect,
+                    "plain_ports": list(lab.plain_ports),
                     "image_artifacts": _image_artifacts(lab),
                     "keys_folder": str(folder / "keys"),
                 },
@@ -233,7 +239,8 @@ def from_json(data: dict[str, Any]) -> Rendered:
         RenderedNode(**{**_known(RenderedNode, node), "roles": tuple(node["roles"])})
         for node in data["nodes"]
     )
-    return Rendered(**{**_known(Rendered, data), "nodes": nodes})
+    ports = tuple(data.get("plain_ports", ()))
+    return Rendered(**{**_known(Rendered, data), "nodes": nodes, "plain_ports": ports})
 
 
 def _known(kind: type[Rendered | RenderedNode], data: dict[str, Any]) -> dict[str, Any]:

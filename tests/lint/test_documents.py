@@ -67,9 +67,11 @@ def test_exit_codes_are_those_of_the_code() -> None:
 def test_the_lab_files_fields_are_those_of_the_schema() -> None:
     schema = LabFile.model_json_schema()
     parts = schema["$defs"]
-    wanted = {name for name in schema["properties"] if name not in ("kubernetes", "istio", "network")}
+    inner = ("kubernetes", "redirect", "istio", "network")
+    wanted = {name for name in schema["properties"] if name not in inner}
     wanted |= {f"nodes[].{name}" for name in parts["Node"]["properties"]}
     wanted |= {f"kubernetes.{name}" for name in parts["Kubernetes"]["properties"]}
+    wanted |= {f"redirect.{name}" for name in parts["Redirect"]["properties"]}
     wanted |= {f"istio.{name}" for name in parts["Istio"]["properties"]}
     wanted |= {f"network.{name}" for name in parts["Ranges"]["properties"]}
     document = text(ROOT / "docs" / "lab-file.md")

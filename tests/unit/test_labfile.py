@@ -57,6 +57,8 @@ def test_an_unknown_field_is_an_error_and_names_its_neighbour() -> None:
         ("kubernetes:\n  version: v1.2.3\n", "kubernetes.version", "lock file"),
         ("istio:\n  version: 1.2.3\n", "istio.version", "lock file"),
         ("istio:\n  sample: true\n", "istio.sample", "did you mean samples?"),
+        ("redirect:\n  ports: [80]\n", "redirect.ports", "did you mean plain_ports?"),
+        ("redirect:\n  plain_ports: [80, 0]\n", "redirect.plain_ports[1]", "greater than or equal to 1"),
         ("network:\n  pods: 10.96.0.0/16\n", "network.services", "overlaps"),
         ("network:\n  nodes: 10.0.0.0/16\n", "network.nodes", "/24 to /28"),
         ("network:\n  pods: 10.0.0.1/16\n", "network.pods", "host bits"),
@@ -104,9 +106,17 @@ def test_names_derive_from_the_id_and_fit_where_the_kernel_takes_them(lab_id: st
     assert len(set(addresses)) == len(addresses)
 
 
-@pytest.mark.parametrize("istio", ["", "istio: {enabled: true}\n", "istio: {enabled: false}\n"])
-def test_what_is_rendered_can_be_read_again(istio: str) -> None:
-    lab, _ = labfile.parse(HEAD + istio)
+@pytest.mark.parametrize(
+    "more",
+    [
+        "",
+        "istio: {enabled: true}\n",
+        "istio: {enabled: false}\n",
+        "redirect: {plain_ports: [3306, 80, 80]}\n",
+    ],
+)
+def test_what_is_rendered_can_be_read_again(more: str) -> None:
+    lab, _ = labfile.parse(HEAD + more)
     assert lab is not None
     rendered = render.render(lab)
     data = json.loads(json.dumps(render.to_json(rendered)))
@@ -173,3 +183,18 @@ def test_two_ids_share_no_name() -> None:
         }  # fmt: skip
 
     assert not names("one") & names("two")
+
+
+@pytest.mark.parametrize(
+    ("text", "enabled", "ports"),
+    [
+        ("", True, []),
+        ("redirect: {enabled: false}\n", False, []),
+        ("redirect: {plain_ports: [9092, 80, 9092]}\n", True, [80, 9092]),
+    ],
+)
+def test_nodes_are_told_what_is_to_be_accelerated(text: str, enabled: bool, ports: list[int]) -> None:
+    lab, _ = labfile.parse(HEAD + text)
+    assert lab is not None
+    told = render.inventory(render.render(lab), {})["all"]["vars"]["underpass_lab"]
+    assert (told["redirect"], told["plain_ports"]) == (enabled, ports)
