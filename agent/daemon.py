@@ -29,6 +29,7 @@ from agent.pins import Pins
 from agent.planes.kubernetes.client import Api
 from agent.planes.kubernetes.plane import KubernetesPlane
 from agent.publish.publisher import Publisher
+from agent.redirect.view import RedirectView
 from agent.revoke import Revoker
 from agent.services.health import HealthPorts
 from agent.settings import AgentSettings
@@ -85,7 +86,10 @@ class Agent:
             log,
         )
         self._cni = CniServer(settings.run / "cni.sock", self._operations, log, self._metrics.observe_cni)
-        answers = Answers(self.engine, self._ipam, self._plane, self._outbox, self._pins.describe, VERSION)
+        self._redirect = RedirectView(self._pins.maps, self._pins.plain_ports, log)
+        answers = Answers(
+            self.engine, self._ipam, self._plane, self._outbox, self._pins.describe, self._redirect, VERSION
+        )
         self._node = NodeServer(settings.run / "agent.sock", answers.answer, self._flows, log)
 
     def start(self) -> None:
@@ -97,6 +101,7 @@ class Agent:
         self._node.start()
         self._metrics.watch_datapath(self._counts)
         self._metrics.watch_agent(self._gauges)
+        self._metrics.watch_redirect(self._redirect.counts)
         if self._settings.metrics_port:
             metrics.serve(
                 self._settings.metrics_address, self._settings.metrics_port, self._metrics, self._healthy
@@ -110,6 +115,7 @@ class Agent:
             ("reclaim", reclaimer.run),
             ("identity-gc", collector.run),
             ("revoke", self._revoker.run),
+            ("redirect", self._redirect.run),
             ("flows", reader.run),
             ("conflist", self._install),
         ):
@@ -218,6 +224,7 @@ class Agent:
             "table_entries": sizes,
             "table_write_faults": faults or {"none": 0.0},
             "watch_healthy": watches,
+            "redirect_works": {"": float(bool(self._redirect.tested.works))},
             "addresses_held": {"": float(len(self._ipam.all()))},
             "addresses_capacity": {"": float(self._ipam.capacity)},
             "waiting_writes": {"": float(self._outbox.waiting)},

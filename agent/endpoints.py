@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from agent.addresses import Cache, host_key
 from agent.ipam import Attachment
 from agent.links import Cable, mac_bytes
-from agent.model.objects import INJECTED_MARK, Labels, Name, Pod
+from agent.model.objects import INJECTED_MARK, REDIRECT_ANNOTATION, Labels, Name, Pod
 from agent.policy.compile import NamedPorts
 from datapath.constants import NamespaceFlag
 from datapath.tables import AddressKey, CacheEntry, Namespace, NamespaceKey
@@ -73,9 +73,15 @@ def named_ports(pod: Pod) -> NamedPorts:
 def namespace_flags(pod: Pod) -> NamespaceFlag:
     """How the pod's sockets are treated.
 
-    A sidecar decides by the address that the application asked for: it must see the Service's.
+    A sidecar decides by the address that the application asked for: it must see the Service's. Whoever
+    writes REDIRECT_ANNOTATION with another value than "enabled" means to opt out: plain TCP is always right.
     """
-    return NamespaceFlag.NO_SOCKET_SERVICES if INJECTED_MARK in pod.annotations else NamespaceFlag.NONE
+    flags = NamespaceFlag.NONE
+    if INJECTED_MARK in pod.annotations:
+        flags |= NamespaceFlag.NO_SOCKET_SERVICES | NamespaceFlag.SIDECAR
+    if pod.annotations.get(REDIRECT_ANNOTATION, "enabled") != "enabled":
+        flags |= NamespaceFlag.NO_REDIRECT
+    return flags
 
 
 def belongs(attachment: Attachment, pod: Pod) -> bool:

@@ -320,7 +320,8 @@ class Engine:
             if kind not in same:
                 same[kind] = entries(self.policies.compile(endpoint.id))
             self.state.policies.want(endpoint.id, same[kind])
-        moved = self.state.flush()
+        here = [e.id for e in self.local.values() if e.address in self._renamed]
+        moved = self.state.flush(here)
         self._dirty_endpoints |= self.policies.forget_unused_ranges()
         self.last_flush = time.monotonic()
         renamed, self._renamed = self._renamed, {}

@@ -18,6 +18,8 @@ from datapath.tables import FlowEvent
 WATCHED_SECONDS = 0.1
 IDLE_SECONDS = 2.0
 
+# Between these two events a connection's bytes go from socket to socket; the last one holds the totals.
+_ACCELERATED = {reasons.by_label()[label].number for label in ("ACCELERATED", "ACCELERATED_CLOSED")}
 _PROTOCOLS = {p.number: str(p) for p in Protocol if p.number}
 
 
@@ -68,4 +70,8 @@ class FlowReader:
             "place": Place(event.place).name.lower().replace("_", "-"),
             "rule": self._rule_name(event.rule) if event.rule else "",
             "length": event.length,
+            "accelerated": event.reason in _ACCELERATED,
+            "messages": event.messages,
+            "bytes": event.bytes,
+            "latency_microseconds": round(event.latency / 1000, 1) if event.latency else None,
         }

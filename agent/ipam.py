@@ -20,7 +20,8 @@ from pathlib import Path
 from agent.files import write_durable
 
 LAYOUT = 1
-LAST_ENDPOINT = 65535
+# 65535 is the self-test's of socket redirect.
+LAST_ENDPOINT = 65534
 
 
 class RangeFullError(Exception):
@@ -35,7 +36,7 @@ class StateError(Exception):
 class Attachment:
     """One interface of one sandbox, and what it was given.
 
-    `endpoint` is its number on this node (1 to 65535), `since` the wall-clock time of the ADD in seconds.
+    `endpoint` is its number on this node (1 to 65534), `since` the wall-clock time of the ADD in seconds.
     `ready` is set when ADD has come to its end; one that is not ready has no promise to anybody.
     """
 

@@ -22,6 +22,9 @@ class PolicyStore(Protocol):
     def replace(self, policies: Mapping[int, Entries]) -> None:
         """Put new tries in the place of the old ones in one step, then move the revisions on."""
 
+    def touch(self, endpoint: int) -> int:
+        """Have the endpoint's connections judged again; returns its new revision."""
+
     def delete(self, endpoint: int) -> bool:
         """Take the trie away; the endpoint is closed from then on."""
 

@@ -12,6 +12,8 @@ from prometheus_client.exposition import generate_latest
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
+from agent.redirect.view import Counts
+
 SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
 # (reason's public name, place, packets, bytes)
@@ -45,6 +47,10 @@ class Metrics:
         """Have gauges read by `read`: metric's name -> label value -> number ("" for no label)."""
         self.registry.register(_Agent(read))
 
+    def watch_redirect(self, read: Callable[[], Counts]) -> None:
+        """Have socket redirect's connections and counters read by `read`."""
+        self.registry.register(_Redirect(read))
+
     def text(self) -> bytes:
         return generate_latest(self.registry)
 
@@ -77,6 +83,45 @@ class _Agent(Collector):
             for label, value in values.items():
                 gauge.add_metric([label] if labelled else [], value)
             yield gauge
+
+
+class _Redirect(Collector):
+    def __init__(self, read: Callable[[], Counts]) -> None:
+        self._read = read
+
+    def collect(self) -> Iterator[Metric]:
+        counts = self._read()
+        living = GaugeMetricFamily(
+            "underpass_redirect_connections",
+            "Open connections of pods; reason says why one is not accelerated",
+            labels=["accelerated", "reason"],
+        )
+        for reason, number in {"": 0, **counts.open}.items():
+            living.add_metric(["false" if reason else "true", reason], number)
+        plain = CounterMetricFamily(
+            "underpass_redirect_plain",
+            "Sockets and messages that stayed with TCP, by reason",
+            labels=["reason"],
+        )
+        for reason, number in counts.plain.items():
+            plain.add_metric([reason], number)
+        yield living
+        yield plain
+        for name, text, number in (
+            ("accelerated", "Connections that were accelerated", counts.accelerated),
+            ("messages", "Messages that went from socket to socket", counts.messages),
+            ("bytes", "Bytes that went from socket to socket", counts.bytes),
+        ):
+            yield CounterMetricFamily(f"underpass_redirect_{name}", text, value=number)
+        for name, which, value in (
+            ("mean", "Mean", counts.latency_mean),
+            ("most", "Longest", counts.latency_most),
+        ):
+            yield GaugeMetricFamily(
+                f"underpass_redirect_latency_{name}_seconds",
+                f"{which} time from send to read, of samples of open connections",
+                value=value,
+            )
 
 
 def serve(address: str, port: int, metrics: Metrics, healthy: Callable[[], bool]) -> ThreadingHTTPServer:

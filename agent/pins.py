@@ -12,6 +12,7 @@ from typing import Any
 from datapath import attach, libbpf
 from datapath.maps import Maps, open_maps
 from datapath.maps.spec import pinned
+from datapath.redirect_tables import PortKey
 
 
 class Pins:
@@ -32,6 +33,14 @@ class Pins:
             raise FileNotFoundError("the datapath's configuration is not written yet")
         if config.router != router:
             self.maps.write_config(dataclasses.replace(config, router=router))
+
+    def plain_ports(self) -> frozenset[int]:
+        """The servers' ports whose connections are never accelerated."""
+        descriptor = libbpf.open_pinned(self._folder / "maps" / "plain_ports")
+        try:
+            return frozenset(PortKey.unpack(raw).port for raw in libbpf.map_keys(descriptor, PortKey.size()))
+        finally:
+            os.close(descriptor)
 
     def describe(self) -> list[dict[str, Any]]:
         """Each pinned map: name, type, how many entries it holds (where they can be counted) and may hold."""

@@ -101,7 +101,7 @@ class Revoker:
     def tidy(self) -> int:
         """Delete entries that have expired or whose endpoint is gone; returns how many.
 
-        An endpoint's number comes back after 65,535 others at the earliest, so long after this.
+        An endpoint's number comes back after 65,534 others at the earliest, so long after this.
         """
         now = time.monotonic_ns()
         found = [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from agent.kernel import Kernel
 from agent.policy.entries import Entries
@@ -101,6 +101,16 @@ class PolicySync:
             except OSError as again:
                 self._report("policies", again)
 
+    def judge_again(self, endpoints: Iterable[int]) -> set[int]:
+        """Move the revisions of endpoints that have a policy; returns which."""
+        moved = {number for number in endpoints if number in self._there}
+        for number in moved:
+            try:
+                self._store.touch(number)
+            except OSError as fault:
+                self._report("revisions", fault)
+        return moved
+
     def drop(self) -> None:
         """Delete the policies of endpoints that are gone."""
         for number in sorted(n for n in self._changed if n not in self._wanted):
@@ -155,10 +165,12 @@ class NodeState:
         for table in (self.endpoints, self.ipcache, self.namespaces, self.services):
             table.wanted.put(owner, {})
 
-    def flush(self) -> set[int]:
+    def flush(self, renamed: Iterable[int] = ()) -> set[int]:
         """Bring the kernel to what is wanted; returns the endpoints whose policy moved.
 
-        What lets traffic in is written after what judges it, and is taken away before it.
+        What lets traffic in is written after what judges it, and is taken away before it. `renamed`
+        endpoints have another identity: once it is written, their accelerated connections, of which no packet
+        shows the new one, are to be judged again.
         """
         self.faults.clear()
         moved = self.policies.put()
@@ -167,6 +179,7 @@ class NodeState:
         self.services.flush()
         self.namespaces.put()
         self.endpoints.put()
+        moved |= self.policies.judge_again(renamed)
         self.endpoints.drop()
         self.namespaces.drop()
         self.ipcache.drop()

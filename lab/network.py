@@ -24,6 +24,8 @@ ASK_SECONDS = 30
 #: Exit statuses of `underpass` with an answer on stdout: answered, and "the verdict is deny".
 _ANSWERED = (0, 4)
 
+_REDIRECT = {True: "works", False: "does not work", None: "off or not tried yet"}
+
 Row = dict[str, Any]
 
 
@@ -80,6 +82,9 @@ def join_status(answers: Answers) -> list[Row]:
         faults += [f"table {name}: {count} failed writes" for name, count in said["table_faults"].items()]
         faults += [f"{one['policy']} is not valid" for one in said["policies_not_valid"]]
         faults += [f"forged labels on {pod}" for pod in said["forged_labels"]]
+        tested = said["redirect"]["self_test"]
+        if tested["works"] is False:
+            faults.append(f"socket redirect: {tested['detail']}")
         rows.append(
             {
                 "node": node,
@@ -88,6 +93,7 @@ def join_status(answers: Answers) -> list[Row]:
                 "api": "reachable" if said["kubernetes"]["reachable"] else "not reachable",
                 "addresses": f"{said['addresses']['held']}/{said['addresses']['capacity']}",
                 "up_seconds": said["uptime_seconds"],
+                "redirect": _REDIRECT[tested["works"]],
                 "faults": faults,
             }
         )
@@ -143,6 +149,26 @@ def join_trace(answers: Answers) -> Row:
             for side in sides.values()
         ],
     }
+
+
+def node_of(endpoints: Answers, pod: str) -> str:
+    """The node that a pod (namespace/name or address) runs on. Raises `LabError` where no node has it."""
+    for row in endpoints.rows():
+        if pod in (row["pod"], row["address"]):
+            return str(row["node"])
+    raise LabError(
+        f"no node has a pod {pod}",
+        details=endpoints.faults,
+        hint="`lab endpoints` shows the pods; they are named namespace/name",
+        code=ExitCode.NOT_THERE,
+    )
+
+
+def join_explanations(answers: Answers) -> Row:
+    """The connections of all nodes that were asked; `next` is the one node's that knows the source."""
+    found = [{"node": node, **one} for node, said in answers.by_node.items() for one in said["connections"]]
+    first = next(iter(answers.by_node.values()))
+    return {**first, "connections": found}
 
 
 def _join(answers: Answers, columns: Sequence[str], key: Callable[[Row], tuple[Any, ...]]) -> list[Row]:

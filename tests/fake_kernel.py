@@ -64,6 +64,10 @@ class FakePolicies:
             self.content[endpoint] = dict(entries)
             self.revisions[endpoint] = self.revisions.get(endpoint, 0) + 1
 
+    def touch(self, endpoint: int) -> int:
+        self.revisions[endpoint] = self.revisions.get(endpoint, 0) + 1
+        return self.revisions[endpoint]
+
     def delete(self, endpoint: int) -> bool:
         return self.content.pop(endpoint, None) is not None
 

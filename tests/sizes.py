@@ -32,6 +32,7 @@ class Sizes:
     early_pods: int = 12  # pods whose first instruction is a connect to a denied peer
     lab_cni_parallel: int = 20  # sandboxes on a node of the lab at once
     lab_cni_rounds: int = 1  # times that, with plugin and agent killed at random points
+    redirect_requests: int = 2000  # requests and replies between two pods during which no packet may move
 
 
 CI = Sizes(kills_during_up=2, power_losses=1, store_kills=10, stop_starts=1, labs_side_by_side=1)
@@ -53,6 +54,7 @@ FULL = Sizes(
     early_pods=500,
     lab_cni_parallel=200,
     lab_cni_rounds=20,
+    redirect_requests=200_000,
 )
 
 NAME = os.environ.get("UNDERPASS_SIZE", "ci")

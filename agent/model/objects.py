@@ -69,6 +69,8 @@ class ContainerPort:
 
 #: The annotation that Istio's injector writes into a pod that it gave a sidecar.
 INJECTED_MARK = "sidecar.istio.io/status"
+#: The annotation by which a pod opts out of socket redirect: "disabled".
+REDIRECT_ANNOTATION = "underpass.dev/redirect"
 
 
 @dataclass(frozen=True, slots=True)

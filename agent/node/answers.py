@@ -17,6 +17,8 @@ from agent.planes.kubernetes.plane import KubernetesPlane
 from agent.policy.compile import NamedPorts, compile_endpoint
 from agent.policy.rules import Direction, Policy
 from agent.policy.trace import judge
+from agent.redirect.explain import End
+from agent.redirect.view import RedirectView
 
 Answer = dict[str, Any]
 
@@ -35,6 +37,7 @@ class Answers:
         plane: KubernetesPlane,
         outbox: Outbox,
         maps: Callable[[], list[Answer]],
+        redirect: RedirectView,
         version: str,
     ) -> None:
         self._engine = engine
@@ -42,18 +45,20 @@ class Answers:
         self._plane = plane
         self._outbox = outbox
         self._maps = maps
+        self._redirect = redirect
         self._version = version
         self._began = time.time()
 
     def answer(self, command: str, arguments: Mapping[str, Any]) -> Any:
         """The answer to `command`. Raises AnswerError."""
         questions: dict[str, Callable[[Mapping[str, Any]], Any]] = {
-            "status": lambda _: self._engine.ask(self._status),
+            "status": lambda _: {**self._engine.ask(self._status), "redirect": self._redirect.summary()},
             "endpoints": lambda _: self._engine.ask(self._endpoints),
             "identities": lambda _: self._engine.ask(self._identities),
             "services": lambda _: self._engine.ask(self._services),
             "policy-get": lambda a: self._engine.ask(lambda: self._policies(str(a.get("name") or ""))),
             "policy-trace": lambda a: self._engine.ask(lambda: self._trace(a)),
+            "explain": self._explain,
             "maps": lambda _: self._maps(),
         }
         question = questions.get(command)
@@ -200,6 +205,33 @@ class Answers:
             "verdict": "allow" if all(side["verdict"] == "allow" for side in sides) else "deny",
             "sides": sides,
         }
+
+    def _explain(self, arguments: Mapping[str, Any]) -> Answer:
+        """Connections from `source` to `target`, each an empty text for any, at `port`, 0 for any."""
+
+        def ends() -> tuple[End | None, End | None, dict[int, str]]:
+            source = self._end(str(arguments.get("source") or ""))
+            target = self._end(str(arguments.get("target") or ""))
+            if source and not source.endpoint:
+                raise AnswerError(f"{source.name} is no pod of this node: ask the node that it runs on")
+            return source, target, {e.id: str(e.pod) for e in self._engine.local.values()}
+
+        source, target, names = self._engine.ask(ends)
+        return self._redirect.explain(source, target, int(arguments.get("port") or 0), names)
+
+    def _end(self, text: str) -> End | None:
+        """A pod of the cluster (namespace/name) or an address; None for an empty text."""
+        if not text:
+            return None
+        for local in self._engine.local.values():
+            if text in (str(local.pod), local.attachment.address):
+                return End(str(local.pod), local.attachment.address, local.id, local.flags)
+        for endpoint in self._engine.cluster.endpoints.values():
+            if text == str(endpoint.name) or text in endpoint.addresses:
+                return End(str(endpoint.name), next(iter(endpoint.addresses), ""))
+        if _address(text) is None:
+            raise AnswerError(f"{text!r} is no pod (namespace/name) that this node knows, and no address")
+        return End(text, text)
 
     def _who(self, text: str) -> tuple[int, Labels | None, NamedPorts]:
         """(identity, labels if it is a pod's, named ports) of a pod, an address, a number or an entity."""

@@ -87,6 +87,13 @@ def show_status(answer: Mapping[str, Any]) -> str:
             for p in answer["policies_not_valid"]
         ),
     ]
+    redirect = answer["redirect"]
+    tested = redirect["self_test"]
+    works = {True: "works", False: "DOES NOT WORK", None: "on" if redirect["enabled"] else "off"}
+    rows += [
+        ("redirect", f"{works[tested['works']]}: {tested['detail']}"),
+        ("  now", f"{redirect['accelerated']} of {redirect['connections']} connections accelerated"),
+    ]
     rows += [("forged", f"{pod}: {', '.join(keys)}") for pod, keys in answer["forged_labels"].items()]
     width = max(len(row[0]) for row in rows)
     return "\n".join(f"{name.ljust(width)}  {text}" for name, text in rows)
@@ -137,6 +144,37 @@ def show_trace(answer: Mapping[str, Any]) -> str:
     return "\n".join([head, *sides])
 
 
+def show_explain(answer: Mapping[str, Any]) -> str:
+    rows = []
+    for one in answer["connections"]:
+        ways = (one["from_client"], one["from_server"])
+        rows.append(
+            (
+                f"{one['client_pod'] or '-'} {one['client']}",
+                f"{one['server_pod'] or '-'} {one['server']}",
+                "yes" if one["accelerated"] else "no",
+                one["reason"] or "-",
+                "/".join(str(way["messages"]) for way in ways),
+                "/".join(str(way["bytes"]) for way in ways),
+                "/".join(str(way["tcp_bytes"]) for way in ways),
+            )
+        )
+    head = ("CLIENT", "SERVER", "ACCELERATED", "REASON", "MESSAGES", "BYTES", "BY TCP")
+    lines = [table(head, rows) if rows else "no open connection"]
+    lines += [f"  {reason}: {why}" for reason, why in _reasons(answer["connections"])]
+    if answer["next"] is not None:
+        why = answer["next"]
+        verdict = (
+            f"would stay with TCP: {why['reason']}: {why['why']}" if why["reason"] else "would be accelerated"
+        )
+        lines.append(f"a new connection {verdict}")
+    return "\n".join(lines)
+
+
+def _reasons(connections: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    return sorted({(one["reason"], one["why"]) for one in connections if one["reason"]})
+
+
 def show_maps(answer: Sequence[Mapping[str, Any]]) -> str:
     columns = ("name", "type", "entries", "capacity")
     return table([c.upper() for c in columns], [[m[c] for c in columns] for m in answer])
@@ -146,6 +184,9 @@ def show_flow(flow: Mapping[str, Any]) -> str:
     stamp = time.strftime("%H:%M:%S", time.localtime(flow["time"]))
     arrow = "->" if flow["direction"] == "egress" else "<-"
     rule = f" by {flow['rule']}" if flow.get("rule") else ""
+    if flow.get("messages"):
+        rule += f" {flow['messages']} messages, {flow['bytes']} bytes from socket to socket"
+        rule += f", {flow['latency_microseconds']} us to read" if flow["latency_microseconds"] else ""
     return (
         f"{stamp} {flow['reason']:<20} {flow['endpoint']} {flow['local']} {arrow} "
         f"{flow['peer']} (identity {flow['peer_identity']}) {flow['protocol']}{rule}"
@@ -159,6 +200,7 @@ SHOW: dict[str, Callable[[Any], str]] = {
     "services": show_services,
     "policy-get": show_policies,
     "policy-trace": show_trace,
+    "explain": show_explain,
     "maps": show_maps,
 }
 
@@ -183,6 +225,14 @@ def parser() -> argparse.ArgumentParser:
     commands.add_parser("identities", parents=[common], help="identities and their labels")
     commands.add_parser("services", parents=[common], help="frontends and their backends")
     commands.add_parser("maps", parents=[common], help="the pinned maps and how full they are")
+    explain = commands.add_parser(
+        "explain", parents=[common], help="is a connection accelerated, and if not, why"
+    )
+    explain.add_argument(
+        "source", nargs="?", default="", help="a pod of this node, or its address; all if absent"
+    )
+    explain.add_argument("target", nargs="?", default="", help="namespace/pod or address; anybody if absent")
+    explain.add_argument("--port", type=int, default=0, help="the server's port; any if absent")
     monitor = commands.add_parser("monitor", parents=[common], help="flows as they happen")
     monitor.add_argument("--count", type=int, default=0, help="end after so many flows")
     monitor.add_argument("--seconds", type=float, default=None, help="end after so long")

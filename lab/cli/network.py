@@ -26,7 +26,7 @@ Node = Annotated[str | None, typer.Option("--node", help="Ask this node alone.")
 
 
 def register(app: typer.Typer) -> None:
-    for command in (agents, endpoints, identities, services, flows, maps):
+    for command in (agents, endpoints, identities, services, flows, explain, maps):
         app.command()(command)
     policy_app.command("get")(policy_get)
     policy_app.command("trace")(policy_trace)
@@ -65,7 +65,7 @@ def agents(context: typer.Context, node: Node = None) -> None:
     lab = _lab(context)
     answers = network.ask(lab, ["status"], _chosen(lab, node))
     rows = network.join_status(answers)
-    columns = ["node", "version", "ready", "api", "addresses", "up_seconds", "faults"]
+    columns = ["node", "version", "ready", "api", "addresses", "redirect", "up_seconds", "faults"]
     _show(context, rows, columns, answers.faults)
 
 
@@ -143,6 +143,57 @@ def policy_trace(
         raise typer.Exit(ExitCode.DENIED)
 
 
+def explain(
+    context: typer.Context,
+    source: Annotated[
+        str, typer.Argument(help="Who connects: namespace/pod or address; all if absent.")
+    ] = "",
+    target: Annotated[str, typer.Argument(help="To whom: namespace/pod or address; anybody if absent.")] = "",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="The server's port; any if 0.")] = 0,
+) -> None:
+    """Is a connection accelerated, and if not, why: each open one, and what a new one would be."""
+    lab = _lab(context)
+    nodes = lab.nodes
+    if source:
+        nodes = (lab.node(network.node_of(network.ask(lab, ["endpoints"]), source)),)
+    words = ["explain", *(word for word in (source, target) if word)]
+    words += ["--port", str(port)] if port else []
+    answers = network.ask(lab, words, nodes)
+    found = network.join_explanations(answers)
+    if context.obj.output is Format.TABLE:
+        _show_explanation(found)
+    else:
+        emit(found, context.obj.output)
+    _tell(answers.faults)
+
+
+def _show_explanation(found: dict[str, Any]) -> None:
+    rows = [
+        {
+            **one,
+            "client": f"{one['client_pod']} {one['client']}".strip(),
+            "server": f"{one['server_pod']} {one['server']}".strip(),
+            "reason": one["reason"] or "-",
+            **{
+                name: f"{one['from_client'][name]}/{one['from_server'][name]}"
+                for name in ("messages", "bytes", "tcp_bytes")
+            },
+        }
+        for one in found["connections"]
+    ]
+    if rows:
+        columns = ["node", "client", "server", "accelerated", "reason", "messages", "bytes", "tcp_bytes"]
+        table(rows, columns)
+    else:
+        print("no open connection")
+    for reason, why in sorted({(one["reason"], one["why"]) for one in found["connections"] if one["reason"]}):
+        print(f"{reason}: {why}")
+    new = found["next"]
+    if new is not None:
+        plain = f"would stay with TCP: {new['reason']}: {new['why']}"
+        print(f"\na new connection {'would be accelerated' if new['accelerated'] else plain}")
+
+
 def flows(
     context: typer.Context,
     node: Node = None,
@@ -176,6 +227,9 @@ def _print_flow(flow: dict[str, Any], form: Format) -> None:
     stamp = time.strftime("%H:%M:%S", time.localtime(flow["time"]))
     arrow = "->" if flow["direction"] == "egress" else "<-"
     rule = f" by {flow['rule']}" if flow["rule"] else ""
+    if flow["messages"]:
+        rule += f" {flow['messages']} messages, {flow['bytes']} bytes from socket to socket"
+        rule += f", {flow['latency_microseconds']} us to read" if flow["latency_microseconds"] else ""
     print(
         f"{stamp} {flow['node']} {flow['reason']:<20} {flow['endpoint'] or '-'} {flow['local']} {arrow} "
         f"{flow['peer']} (identity {flow['peer_identity']}) {flow['protocol']}{rule}",

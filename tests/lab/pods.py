@@ -12,6 +12,7 @@ from lab.run import Completed
 from tests.lab.waiting import until
 
 SERVER_PORT = 8080
+PROBE = {"tcpSocket": {"port": SERVER_PORT}, "periodSeconds": 1}
 #: Answers each TCP connection and each UDP datagram with its own host name.
 SERVER = f"""
 import socket, threading
@@ -86,9 +87,10 @@ class Pods:
         labels: dict[str, str] | None = None,
         annotations: dict[str, str] | None = None,
         ports: Sequence[dict[str, Any]] = ({"containerPort": SERVER_PORT, "name": "web"},),
+        probe: bool = True,
         **spec: Any,
     ) -> None:
-        """Start a server pod on `node`; `spec` adds to the pod's spec."""
+        """Start a server pod on `node`; `spec` adds to its spec. `probe`: its node asks if it is ready."""
         pod = {
             "apiVersion": "v1",
             "kind": "Pod",
@@ -107,10 +109,7 @@ class Pods:
                         "imagePullPolicy": "Never",
                         "command": ["python3", "-u", "-c", SERVER],
                         "ports": list(ports),
-                        "readinessProbe": {
-                            "tcpSocket": {"port": SERVER_PORT},
-                            "periodSeconds": 1,
-                        },
+                        **({"readinessProbe": PROBE} if probe else {}),
                     }
                 ],
                 **spec,

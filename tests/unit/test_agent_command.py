@@ -31,6 +31,14 @@ class Watches:
     watches: dict[str, Any] = {}  # noqa: RUF012
 
 
+class Redirected:
+    """Socket redirect that works and has no connection."""
+
+    def summary(self) -> dict[str, Any]:
+        tested = {"works": True, "detail": "tried"}
+        return {"enabled": True, "plain_ports": [], "self_test": tested, "connections": 0, "accelerated": 0}
+
+
 @pytest.fixture
 def flows() -> Flows:
     return Flows()
@@ -54,6 +62,7 @@ def agent(tmp_path: Path, bench: Bench, flows: Flows, monkeypatch: pytest.Monkey
         Watches(),  # type: ignore[arg-type]
         Outbox(1, lambda *_, **__: None),
         lambda: maps,
+        Redirected(),  # type: ignore[arg-type]
         "test",
     )
     path = tmp_path / "agent.sock"

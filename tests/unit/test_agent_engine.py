@@ -172,7 +172,7 @@ def test_a_sidecar_sees_the_services_addresses(bench: Bench, kernel: FakeKernel)
         bench.put(labelled(number, each, 300 + number))
         bench.tell(Change(Kind.POD, f"blue/{each.name.name}", each))
     flags = {entry.endpoint: entry.flags for entry in kernel.namespaces.content.values()}
-    assert flags == {1: NamespaceFlag.NONE, 2: NamespaceFlag.NO_SOCKET_SERVICES}
+    assert flags == {1: NamespaceFlag.NONE, 2: NamespaceFlag.NO_SOCKET_SERVICES | NamespaceFlag.SIDECAR}
 
 
 def network_policy(name: str, **spec: Any) -> Change:

@@ -84,6 +84,29 @@ def test_a_lab_with_no_agent_is_a_fault_of_its_nodes(lab: Rendered, nodes: Nodes
     assert len(caught.value.details) == 2
 
 
+def test_an_agents_row_names_its_faults() -> None:
+    said = {
+        "version": "1",
+        "ready": True,
+        "uptime_seconds": 5,
+        "kubernetes": {"reachable": False, "faults": {"pod": "connection refused"}},
+        "addresses": {"held": 2, "capacity": 250},
+        "table_faults": {"policies": 3},
+        "policies_not_valid": [{"policy": "NetworkPolicy blue/p", "faults": ["spec"]}],
+        "forged_labels": {"blue/a": ["reserved:host"]},
+        "redirect": {"self_test": {"works": False, "detail": "the programs did not see the connection"}},
+    }
+    (row,) = network.join_status(Answers({"one": said}))
+    assert (row["api"], row["redirect"], row["addresses"]) == ("not reachable", "does not work", "2/250")
+    assert [fault.partition(":")[0] for fault in row["faults"]] == [
+        "pod",
+        "table policies",
+        "NetworkPolicy blue/p is not valid",
+        "forged labels on blue/a",
+        "socket redirect",
+    ]
+
+
 def test_identities_that_all_nodes_know_are_one_row() -> None:
     known = {"id": 300, "labels": {"k8s:app": "a"}}
     rows = network.join_identities(Answers({"one": [known], "two": [known, {"id": 7, "labels": {}}]}))
@@ -182,3 +205,47 @@ def test_a_node_that_is_none_is_wrong_usage(
     known: Rendered, nodes: Nodes, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(capsys, "endpoints", "--node", "nowhere")[0] == ExitCode.USAGE
+
+
+EXPLAINED = {
+    "source": "blue/b",
+    "target": "blue/c",
+    "port": 0,
+    "next": {"accelerated": False, "reason": "opted-out", "why": "the pod or the port asks for it"},
+    "connections": [
+        {
+            "client": "10.244.1.2:4000",
+            "client_pod": "blue/b",
+            "server": "10.244.1.3:80",
+            "server_pod": "blue/c",
+            "accelerated": False,
+            "reason": "sent-first",
+            "why": "bytes left before both ends were ready",
+            "age_seconds": 1.0,
+            "from_client": {"messages": 0, "bytes": 0, "tcp_bytes": 7},
+            "from_server": {"messages": 0, "bytes": 0, "tcp_bytes": 9},
+        }
+    ],
+}
+
+
+def test_explain_asks_the_node_of_the_source(
+    known: Rendered, nodes: Nodes, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pods = {"node-1": [], "node-2": [{"pod": "blue/b", "address": "10.244.1.2"}]}
+
+    def on_node(lab: Rendered, node: RenderedNode, words: Sequence[str], **_: Any) -> Completed:
+        nodes.asked.append((node.name, list(words)))
+        answer = pods[node.name] if "endpoints" in words else EXPLAINED
+        return Completed(tuple(words), 0, json.dumps(answer), "")
+
+    monkeypatch.setattr(ssh, "on_node", on_node)
+    status, out, _ = run(capsys, "explain", "blue/b", "blue/c", "--port", "80")
+    assert status == 0
+    asked = ["underpass", "explain", "blue/b", "blue/c", "--port", "80", "-o", "json"]
+    assert [one for one in nodes.asked if "explain" in one[1]] == [("node-2", asked)]
+    assert "sent-first: bytes left before both ends were ready" in out
+    assert "would stay with TCP: opted-out" in out
+    status, out, _ = run(capsys, "explain", "blue/b", "-o", "json")
+    assert json.loads(out)["connections"][0]["node"] == "node-2"
+    assert run(capsys, "explain", "blue/nobody")[0] == ExitCode.NOT_THERE
