@@ -101,7 +101,7 @@ class Stream(Record):
     TCP. received: bytes that the reader has read; what was sent less this is unread. mark: position in the
     stream behind the last byte left to TCP. latency_*: from send to read, nanoseconds, of samples. reason:
     why the last message was left to TCP, 0 when it was redirected. meeting: `Meeting`. Revisions: those of
-    both endpoints at the last verdict.
+    both endpoints at the last verdict. refused: reason why the reader wants none of it redirected any more.
     """
 
     C_NAME = "stream"
@@ -130,7 +130,8 @@ class Stream(Record):
     server_endpoint: int = u16()
     side: int = u8()
     reason: int = u8()
-    _pad: bytes = pad(2)
+    refused: int = u8(0)
+    _pad: bytes = pad(1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

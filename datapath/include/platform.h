@@ -35,6 +35,7 @@ struct tcp_sock {
 /* Values that <errno.h> has; it is no UAPI header under BCC. */
 #define UNDERPASS_ECONNREFUSED 111
 #define UNDERPASS_EBUSY 16
+#define UNDERPASS_EOPNOTSUPP 95
 
 /* The UAPI's own __always_inline is a mere `inline`; a call that is not inlined does not load under BCC. */
 #undef __always_inline

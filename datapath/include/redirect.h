@@ -131,6 +131,8 @@ static __always_inline int stream_refuses(const struct config *config, struct st
 	    (meeting == MEETING_SENT_FIRST ||
 	     __sync_val_compare_and_swap(&stream->meeting, MEETING_OPEN, MEETING_SENT_FIRST) != MEETING_MET))
 		return REASON_SENT_FIRST;
+	if (stream->refused)
+		return stream->refused;
 	if (received < stream->mark || sent - received + size > (__u64)config->redirect_budget * BUDGET_UNIT)
 		return REASON_READER_BEHIND;
 	return redirect_judge(stream);

@@ -348,7 +348,8 @@ struct stream {
 	__u16 server_endpoint;
 	__u8 side;
 	__u8 reason;
-	__u8 _pad[2];
+	__u8 refused;
+	__u8 _pad[1];
 };
 
 struct port_key {

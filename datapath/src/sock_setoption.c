@@ -4,15 +4,33 @@
  *
  * Hook      cgroup/setsockopt at the node's cgroup root.
  * Contract  SO_ZEROCOPY and SO_RCVLOWAT above 1 are noted in the socket's storage (what a listener accepts inherits
- *           them); the connection is then not enrolled. Every call goes on as it was.
+ *           them); the connection is then not enrolled, or if it is already, that direction goes by TCP. Kernel TLS
+ *           on an accelerated socket is refused (EOPNOTSUPP, as where there is none; libraries then encrypt by
+ *           themselves): the two do not mix. Every other call goes on as it was.
  * Cost      Two comparisons for each setsockopt().
  * Kernel    6.6.
  */
 #include "redirect.h"
 
 #define LEVEL_SOCKET 1
+#define LEVEL_TCP 6
+#define OPTION_ULP 31
 #define OPTION_LOWAT 18
 #define OPTION_ZEROCOPY 60
+
+/* Set on an accelerated connection: what the peer sends goes by TCP from here on. */
+static __always_inline void refuse_peer(const struct socket_state *state, __u8 reason)
+{
+	struct socket_key key;
+	struct stream *stream;
+
+	if (state->stage != STAGE_ENROLLED)
+		return;
+	socket_key_of(&key, state, !state->side);
+	stream = map_lookup(MAP(streams), &key);
+	if (stream)
+		stream->refused = reason;
+}
 
 PROGRAM("cgroup/setsockopt")
 int sock_setoption(struct bpf_sockopt *ctx)
@@ -20,19 +38,27 @@ int sock_setoption(struct bpf_sockopt *ctx)
 	int *value = ctx->optval;
 	struct bpf_sock *sk = ctx->sk;
 	struct socket_state *state;
-	__u8 flag;
 
-	if (ctx->level != LEVEL_SOCKET || (ctx->optname != OPTION_LOWAT && ctx->optname != OPTION_ZEROCOPY) || !sk)
+	if (!sk)
 		return 1;
-	if ((void *)(value + 1) > ctx->optval_end)
+	if (ctx->level == LEVEL_TCP && ctx->optname == OPTION_ULP) {
+		state = storage_get(MAP(states), sk, 0, 0);
+		if (!state || state->stage != STAGE_ENROLLED)
+			return 1;
+		set_return_value(-UNDERPASS_EOPNOTSUPP);
+		return 0;
+	}
+	if (ctx->level != LEVEL_SOCKET || (ctx->optname != OPTION_LOWAT && ctx->optname != OPTION_ZEROCOPY) ||
+	    (void *)(value + 1) > ctx->optval_end)
 		return 1;
-	flag = ctx->optname == OPTION_LOWAT ? SOCKET_LOWAT : SOCKET_ZEROCOPY;
 	state = storage_get(MAP(states), sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
 	if (!state)
 		return 1;
-	if (*value > (flag == SOCKET_LOWAT ? 1 : 0))
-		state->flags |= flag;
-	else
-		state->flags &= ~flag;
+	if (ctx->optname == OPTION_ZEROCOPY) {
+		state->flags = *value > 0 ? state->flags | SOCKET_ZEROCOPY : state->flags & ~SOCKET_ZEROCOPY;
+		return 1;
+	}
+	state->flags = *value > 1 ? state->flags | SOCKET_LOWAT : state->flags & ~SOCKET_LOWAT;
+	refuse_peer(state, *value > 1 ? REASON_OPTION_LOWAT : 0);
 	return 1;
 }

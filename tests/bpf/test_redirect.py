@@ -8,7 +8,7 @@ from tests.bpf.fabric import Pod
 from tests.bpf.redirecting import find, pair, reason_of, redirect_config, tcp_packets
 
 
-def test_bytes_go_from_socket_to_socket_and_no_packet_moves(client: Pod, server: Pod) -> None:
+def test_hazard_24_no_packet_moves_and_own_counters_tell_what_does(client: Pod, server: Pod) -> None:
     node = client.node
     with counted(node, "ACCELERATED", Place.SOCKET), pair(client, server) as connection:
         before = tcp_packets(client.node, connection)
