@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import typer
 
+from datapath import reasons
 from lab import builds
 from lab.bootstrap import NEEDS
 from lab.cli.app import app
@@ -102,3 +103,10 @@ def test_make_alone_lists_every_target() -> None:
     done = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, check=True)
     targets = re.findall(r"^\.PHONY: ([a-z]+)", text(ROOT / "Makefile"), re.M)
     assert re.findall(r"make ([a-z]+) ", done.stdout) == targets
+
+
+def test_every_reason_for_plain_tcp_is_explained_to_users() -> None:
+    page = text(ROOT / "docs" / "redirect.md")
+    plain = [row.name for row in reasons.table() if row.meaning.startswith(("plain TCP", "by TCP"))]
+    assert len(plain) > 10
+    assert [name for name in plain if not re.search(rf"^\| .*`{name}`", page, re.M)] == []
