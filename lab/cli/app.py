@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 import threading
@@ -12,6 +13,7 @@ from types import FrameType
 from typing import Annotated, Protocol, runtime_checkable
 
 import typer
+from typer.completion import get_completion_inspect_parameters
 
 from lab.cli import artifacts, cluster, guides, life, network, snapshot, tools
 from lab.cli.context import Context
@@ -55,6 +57,9 @@ for room in (life, snapshot, cluster, network, guides, artifacts, tools):
 
 def main() -> None:
     """Run ``lab`` and exit with one of `ExitCode`, or with the status of a command handed over to."""
+    if "_LAB_COMPLETE" in os.environ:
+        # typer learns the shells as it makes its own options; we leave those out: they write to users' files
+        get_completion_inspect_parameters()
     argv = _globals_first(sys.argv[1:])
     debug = "--debug" in argv
     interrupted = _note_interrupts()

@@ -125,10 +125,11 @@ def render(context: typer.Context) -> None:
 
 def completion(
     shell: Annotated[Shell, typer.Argument(help="Your shell.")],
-) -> None:
+) -> int:
     """Print a completion script: `source <(lab completion bash)`."""
     asked = {**os.environ, "_LAB_COMPLETE": f"source_{shell.value}"}
     done = subprocess.run(
         [sys.executable, "-m", "lab"], env=asked, check=False, stdout=subprocess.PIPE, text=True
     )
     sys.stdout.write(done.stdout)
+    return done.returncode

@@ -7,7 +7,7 @@ import re
 
 from lab.cluster import Cluster
 from lab.provision import provision
-from lab.render import Rendered
+from lab.render import Rendered, from_json
 from lab.steps import Steps
 from tests.lab.command import LabCommand
 from tests.lab.conftest import connect
@@ -141,6 +141,12 @@ def test_exec_passes_arguments_and_status_through(lab: Rendered, command: LabCom
     assert command.check("exec", node, "--", "echo", "a  b", "$HOME").stdout == "a  b $HOME\n"
     assert command("exec", node, "--", "sh", "-c", "exit 7").returncode == 7
     assert "no node" in command("exec", "nowhere", "--", "true").stderr
+
+
+def test_what_the_lab_file_means_is_rendered_as_it_is(lab: Rendered, command: LabCommand) -> None:
+    files = {path: path.read_bytes() for path in lab.folder.glob("*") if path.is_file()}
+    assert from_json(command.json("render")) == lab
+    assert {path: path.read_bytes() for path in files} == files
 
 
 NAMESPACE = """\
