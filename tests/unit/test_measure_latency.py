@@ -12,6 +12,7 @@ import yaml
 from lab.measure.latency import paths, post, report
 from lab.measure.latency.paths import BRIDGE, IN_KERNEL, NO_PROXY, PROXIES, UNIX, WITH_POLICY
 from lab.measure.latency.result import FREE, GRAPH_SIZE, ONE_CPU, Row, figures, percentiles, table
+from lab.measure.latency.run import accelerated
 
 SHARES = (50.0, 75.0, 90.0, 99.0, 99.9)
 
@@ -101,6 +102,22 @@ def test_a_folder_holds_data_pictures_and_a_page_that_name_the_machine(tmp_path:
     assert json.loads((tmp_path / "result.json").read_text())["rows"][0]["percentiles"]["99.9"]
     with (tmp_path / "result.csv").open() as file:
         assert len(list(csv.DictReader(file))) == len(made)
+
+
+@pytest.mark.parametrize(
+    ("enrolled", "redirected", "by_tcp", "told"),
+    [(True, 900, 1, True), (True, 0, 900, False), (False, 0, 0, False)],
+)
+def test_a_path_counts_as_accelerated_when_its_messages_are_redirected(
+    enrolled: bool, redirected: int, by_tcp: int, told: bool
+) -> None:
+    one = {"accelerated": enrolled, "from_client": {"messages": redirected, "tcp_messages": by_tcp}}
+    assert accelerated(json.dumps({"connections": [one]})) is told
+
+
+@pytest.mark.parametrize("answer", ["underpass: invalid choice: 'explain'", "[]", '{"error": "no"}'])
+def test_a_node_that_cannot_tell_is_not_taken_at_its_word(answer: str) -> None:
+    assert accelerated(answer) is None
 
 
 def test_the_posts_figures_have_in_kernel_below_no_proxy() -> None:
