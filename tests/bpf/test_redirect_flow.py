@@ -20,7 +20,7 @@ from datapath import libbpf, reasons
 from datapath.constants import Place
 from tests.bpf.counting import counted, events, hit, wait_for
 from tests.bpf.fabric import OPEN, Fabric, Pod
-from tests.bpf.redirecting import find, pair, redirect_config, unread
+from tests.bpf.redirecting import find, pair, redirect_config, unread, wait_until_accelerated
 from tests.bpf.sandbox import Node, Sandbox
 from tests.bpf.talking import Connection, listening, receive
 
@@ -155,11 +155,19 @@ def test_hazard_33_a_send_that_began_before_the_connection(more: int, client: Po
         thread.start()
         server.set_policy(OPEN)
         thread.join(10)
+        wait_until_accelerated(node, Connection(end, end))
         end.sendall(b"B" * 1000)
         accepted, _ = listener.accept()
         with accepted:
             accepted.settimeout(5)
             assert receive(accepted, 2000) == b"A" * 1000 + b"B" * 1000
+            connection = Connection(end, accepted)
+            wait_for(lambda: unread(node, connection) == 0, "all is read")
+            connection.echo()
+            found = find(node, connection)  # the SYN that was sent again carried the same nonce
+            assert found.accelerated
+            assert found.from_client.tcp_bytes >= 1000
+            assert found.from_client.messages >= 1
 
 
 def test_hazard_33_fast_open(client: Pod, server: Pod) -> None:
@@ -307,9 +315,9 @@ def test_hazard_35_a_server_that_was_sent_to_before_accept(client: Pod, server: 
         client.namespace.socket(socket.SOCK_STREAM) as end,
     ):
         end.connect((str(server.address), 80))
+        wait_until_accelerated(node, Connection(end, end))
         end.sendall(b"early")
         accepted, _ = listener.accept()
         with accepted:
-            assert find(node, Connection(end, accepted)).accelerated
             assert waiting(accepted) == 5
             assert accepted.recv(100) == b"early"

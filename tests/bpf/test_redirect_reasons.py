@@ -18,8 +18,8 @@ from datapath.maps import TypedMap
 from datapath.programs import PROGRAMS
 from datapath.redirect_tables import Nonce, Offer
 from tests.bpf.conftest import Pods
-from tests.bpf.counting import counted, hit
-from tests.bpf.fabric import Pod
+from tests.bpf.counting import counted, hit, wait_for
+from tests.bpf.fabric import OPEN, Pod
 from tests.bpf.packets import frame_from
 from tests.bpf.redirecting import find, pair, reason_of
 from tests.bpf.sandbox import Node
@@ -198,6 +198,28 @@ def test_a_nonce_of_another_pod_is_not_believed(
     ):
         send_raw(client, frame_from(client, server.address, syn))
     assert offers.get(nonce) == offer
+
+
+def test_syn_cookies_leave_plain_tcp(client: Pod, server: Pod, offers: TypedMap[Nonce, Offer]) -> None:
+    """A listener under a flood keeps nothing of a SYN, so the nonce is lost; no offer is left behind."""
+    server.namespace.write_sysctl("ipv4/tcp_syncookies", "2")
+    with pair(client, server) as connection:
+        assert reason_of(client.node, connection) == "NO_NONCE"
+        assert not offers.read()
+
+
+def test_no_offer_outlives_its_connection(client: Pod, server: Pod, offers: TypedMap[Nonce, Offer]) -> None:
+    node = client.node
+    server.set_policy({})
+    with node.in_cgroup(), client.namespace.socket(socket.SOCK_STREAM) as end:
+        end.setblocking(False)
+        end.connect_ex((str(server.address), 80))
+        assert len(offers.read()) == 1  # the SYN is on its way
+    wait_for(lambda: not offers.read(), "the offer went with its socket")
+    server.set_policy(OPEN)
+    with pair(client, server) as connection:
+        connection.echo()
+        assert not offers.read()
 
 
 def test_a_table_of_offers_that_is_full_leaves_plain_tcp(
