@@ -37,7 +37,8 @@
  *   senders        | slot -> sk_msg program               | loader           | its stub    | replaced in place
  *   readers        | slot -> program that counts reads    | loader           | its stub    | replaced in place
  *
- * Memory: hashes that the agent fills are not preallocated; LRU maps are (conntrack 65536 x ~200 B = 13 MB).
+ * Memory: hashes that the agent fills are not preallocated; LRU maps are (conntrack 65536 x ~200 B = 13 MB). Redirect:
+ * offers 16384 x ~100 B = 2 MB; an accelerated connection costs two streams and two states, ~700 B.
  */
 #ifndef UNDERPASS_MAPS_H
 #define UNDERPASS_MAPS_H

@@ -88,7 +88,7 @@ def compile_all(maps: Mapping[str, int]) -> list[Loaded]:
         "-Wall",
         "-Werror",
         *(f"-DMAP_FD_{name}={fd}" for name, fd in maps.items()),
-        *(f"-DOFFSET_{struct}_{field}={tracing.offset_of(struct, field)}" for struct, field in _FIELDS),
+        *_offsets(),
     ]
     try:
         module = bcc.BPF(text=text, cflags=flags)
@@ -98,6 +98,16 @@ def compile_all(maps: Mapping[str, int]) -> list[Loaded]:
             f"the programs do not compile or load: {error}",
             hint="the messages above are the compiler's and the verifier's",
             code=Exit.COMPILE,
+        ) from error
+
+
+def _offsets() -> list[str]:
+    try:
+        return [f"-DOFFSET_{struct}_{field}={tracing.offset_of(struct, field)}" for struct, field in _FIELDS]
+    except (OSError, LookupError) as error:
+        raise LoaderError(
+            f"cannot read the kernel's types: {error}",
+            hint="the kernel needs CONFIG_DEBUG_INFO_BTF (/sys/kernel/btf/vmlinux)",
         ) from error
 
 

@@ -5,7 +5,7 @@ import fcntl
 import ipaddress
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -48,7 +48,7 @@ def up(configuration: Configuration, *, force: bool = False) -> dict[str, Any]:
             state = _pin_programs(pins, loaded)
         _set_continuations(pins, descriptors["continuations"])
         fresh = any(item.fresh for item in maps if item.spec.name in layout.REDIRECT_MAPS)
-        redirect.attach_all(pins, descriptors, fresh=fresh)
+        _attach_redirect(pins, descriptors, fresh=fresh)
         changed = _attach_everything(configuration, overlay)
         _write_state(configuration.state, state)
     return {"compiled": bool(loaded), "attached": changed, **state}
@@ -225,6 +225,15 @@ def _set_continuations(pins: Path, fd: int) -> None:
         pinned = libbpf.open_pinned(pin_of(pins, program.name))
         libbpf.map_update(fd, int(program.slot).to_bytes(4, "little"), pinned.to_bytes(4, "little"))
         os.close(pinned)
+
+
+def _attach_redirect(pins: Path, maps: Mapping[str, int], *, fresh: bool) -> None:
+    try:
+        redirect.attach_all(pins, maps, fresh=fresh)
+    except OSError as error:
+        raise LoaderError(
+            f"cannot attach socket redirect: {error}", hint="see `status`", code=Exit.ATTACH
+        ) from error
 
 
 def _attach_everything(configuration: Configuration, overlay: int) -> int:

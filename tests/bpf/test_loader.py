@@ -176,6 +176,15 @@ def test_a_size_that_is_too_small_is_refused(home: Node, pair: tuple[Pod, Pod]) 
     assert program_ids(home) == before
 
 
+def test_maps_of_redirect_keep_their_size(home: Node) -> None:
+    """Sockets hold on to them, and a count that missed a byte would break the order of a stream."""
+    before = program_ids(home)
+    home.write_config(map_entries={"streams": 1000})
+    done = home.loader("up", check=False)
+    assert (done.returncode, "streams cannot change its size" in done.stderr) == (4, True)
+    assert program_ids(home) == before
+
+
 def test_another_layout_version_is_refused_and_nothing_is_touched(home: Node) -> None:
     before = program_ids(home)
     fd = libbpf.open_pinned(home.pins / "maps" / "layouts")

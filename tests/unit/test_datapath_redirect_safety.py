@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
+from types import ModuleType
 
+import pytest
+
+from datapath import tracing
 from datapath.libbpf import ProgramType
+from datapath.loader import compiler
+from datapath.loader.errors import LoaderError
 from datapath.programs import INCLUDE, PROGRAMS, Program
 
 HELPERS = (INCLUDE / "helpers.h").read_text()
@@ -60,3 +67,15 @@ def test_hazard_27_redirect_is_of_tcp_alone() -> None:
 def test_hazard_28_the_kernel_floor_is_that_of_what_is_used() -> None:
     for program in PROGRAMS:
         assert re.search(r"^ \* Kernel    6\.6", program.source.read_text(), re.MULTILINE), program.name
+
+
+def test_a_kernel_without_types_is_refused_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(_struct: str, _field: str) -> int:
+        raise OSError(2, "the kernel's BTF: No such file or directory")
+
+    monkeypatch.setattr(tracing, "offset_of", none)
+    monkeypatch.setattr(compiler, "prepare_headers", lambda: None)
+    monkeypatch.setitem(sys.modules, "bcc", ModuleType("bcc"))
+    with pytest.raises(LoaderError, match="cannot read the kernel's types") as caught:
+        compiler.compile_all({})
+    assert "CONFIG_DEBUG_INFO_BTF" in caught.value.hint
