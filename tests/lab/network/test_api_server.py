@@ -14,6 +14,7 @@ from tests.lab.waiting import until
 from tests.sizes import SIZES
 
 CHANGE_SECONDS = 30
+CONFLIST = "/etc/cni/net.d/10-underpass.conflist"
 
 
 def api(lab: Rendered, cluster: Cluster, verb: str) -> None:
@@ -21,6 +22,11 @@ def api(lab: Rendered, cluster: Cluster, verb: str) -> None:
     ask(lab, lab.control_plane.name, ["systemctl", verb, "kube-apiserver"])
     if verb != "stop":
         until(lambda: cluster.health() == "ok", "the API server is back", 90)
+
+
+def configured(lab: Rendered, node: str) -> bool:
+    """Whether the node's container runtime is told of our network."""
+    return ask(lab, node, ["sh", "-c", f"ls {CONFLIST} 2>/dev/null || true"]) != ""
 
 
 def closed_to(town: Town, client: str) -> bool:
@@ -40,14 +46,16 @@ def test_traffic_and_policy_outlive_an_absent_api_server(
             deadline = time.monotonic() + SIZES.api_away_seconds
             last = lab.nodes[-1].name
             until(lambda: not underpass(lab, last, "status")["kubernetes"]["reachable"], "it is missed", 30)
-            ask(lab, last, ["systemctl", "kill", "--signal=KILL", "underpass-agent"])
+            ask(lab, last, ["sh", "-c", f"systemctl kill --signal=KILL underpass-agent; rm {CONFLIST}"])
             while time.monotonic() < deadline:
                 time.sleep(1)  # the absence itself is what is tested, not waited for
             code = f"curl -s -o /dev/null -w %{{http_code}} {METRICS}/healthz"
             assert ask(lab, last, ["sh", "-c", code]) == "503", "it cannot know the cluster"
+            assert not configured(lab, last), "the runtime is not told of a network that would refuse"
         finally:
             api(lab, cluster, "start")
         agents_ready(lab, 90)
+    until(lambda: configured(lab, last), "the network configuration is there again", 20)
     evidence(f"{SIZES.api_away_seconds} s: {summary(flows)}")
     judge(flows, town.came(CLOSED, PORT)[before:])
     town.pods(CLOSED).cluster.kubectl("delete", "networkpolicy", "closed", "-n", "red")
