@@ -33,6 +33,8 @@ class Sizes:
     lab_cni_parallel: int = 20  # sandboxes on a node of the lab at once
     lab_cni_rounds: int = 1  # times that, with plugin and agent killed at random points
     redirect_requests: int = 2000  # requests and replies between two pods during which no packet may move
+    mesh_split_requests: int = 400  # requests that a VirtualService splits
+    mesh_restarts: int = 1  # times that workload, istiod and agents are restarted under load
 
 
 CI = Sizes(kills_during_up=2, power_losses=1, store_kills=10, stop_starts=1, labs_side_by_side=1)
@@ -55,6 +57,8 @@ FULL = Sizes(
     lab_cni_parallel=200,
     lab_cni_rounds=20,
     redirect_requests=200_000,
+    mesh_split_requests=4000,
+    mesh_restarts=20,
 )
 
 NAME = os.environ.get("UNDERPASS_SIZE", "ci")

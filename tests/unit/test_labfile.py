@@ -127,6 +127,7 @@ def test_what_is_rendered_can_be_read_again(more: str) -> None:
 @pytest.mark.parametrize(
     ("text", "images"),
     [
+        ("{}", ["images"]),
         ("{enabled: false}", ["images"]),
         ("{enabled: false, samples: true}", ["images"]),
         ("{enabled: true}", ["images", "istio-images", "sample-images"]),

@@ -26,7 +26,7 @@ from lab.paths import ROOT
 from lab.render import Rendered
 from lab.steps import Steps
 
-LAB = "apiVersion: underpass.dev/v1\nkind: Lab\nid: play\n"
+LAB = "apiVersion: underpass.dev/v1\nkind: Lab\nid: play\nistio: {enabled: false}\n"
 ARTIFACTS = {"images": "/opt/underpass/store/images-0123456789abcdef"}
 PLUGINS = ("library", "action_plugins", "module_utils", "ansible.cfg")
 

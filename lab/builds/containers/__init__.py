@@ -24,7 +24,7 @@ from lab.run import run
 from lab.store import Building, Recipe
 
 #: Here, but of other artifacts.
-OTHERS = ("istio", "samples", "mesh.py", "measure", "measure.py")
+OTHERS = ("bookinfo", "bookinfo_images.py", "istio", "measure", "measure.py", "mesh.py", "samples")
 
 TOOLBOX_PACKAGES = (
     "bind9-dnsutils",

@@ -37,6 +37,8 @@ id: {id}
 nodes:
   - name: node-1
     roles: [control-plane, worker]
+istio:
+  enabled: false
 """
 
 

@@ -23,6 +23,8 @@ nodes:
     roles: [control-plane, worker]
     cpus: 1.5
     memory: 2GiB
+istio:
+  enabled: false
 """
 
 EVICTION_MIB = 100  # kubelet keeps this much memory free of pods

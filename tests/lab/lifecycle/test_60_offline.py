@@ -20,6 +20,8 @@ id: {LAB_ID}-offline
 nodes:
   - name: node-1
     roles: [control-plane, worker]
+istio:
+  enabled: false
 """
 
 

@@ -1,0 +1,65 @@
+"""What the areas about Istio share: pods with sidecars, one without, and the sample applications."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from lab.cluster import Cluster
+from lab.render import Rendered
+from tests.lab.conftest import toolbox
+from tests.lab.mesh import Mesh, image, sample
+from tests.lab.pods import Pods
+
+SAMPLES = ("curl/curl.yaml", "httpbin/httpbin.yaml", "helloworld/helloworld.yaml", "tcp-echo/tcp-echo.yaml")
+
+
+@pytest.fixture(scope="session")
+def mesh(lab: Rendered, cluster: Cluster) -> Iterator[Mesh]:
+    """Injected pods under STRICT: `client` and `near` on the first node, `far` on the last.
+
+    `client` and `raw` (on the last node) speak TCP and UDP; `near` and `far` HTTP.
+    """
+    if lab.istio_version is None:
+        pytest.skip("the lab has no Istio")
+    mesh = Mesh(cluster, "mesh", toolbox(), httpbin=image("sample-images", "httpbin"))
+    mesh.create()
+    first, last = lab.nodes[0].name, lab.nodes[-1].name
+    mesh.serve("near", first, labels={"split": "yes", "version": "v1"}, account="near")
+    mesh.serve("far", last, labels={"split": "yes", "version": "v2"}, account="far")
+    mesh.run("client", first)
+    mesh.run("raw", last)
+    try:
+        mesh.ready(90)
+        yield mesh
+    finally:
+        mesh.remove()
+
+
+@pytest.fixture(scope="session")
+def samples(mesh: Mesh) -> Mesh:
+    """Istio's own samples beside them, from Istio's own files, unchanged."""
+    for file in SAMPLES:
+        mesh.cluster.kubectl("apply", "-n", mesh.namespace, "-f", str(sample(file)))
+    wait = ("wait", "-n", mesh.namespace, "--for=condition=Available", "--timeout=90s", "deployment", "--all")
+    mesh.cluster.kubectl(*wait, timeout=100)
+    return mesh
+
+
+@pytest.fixture(scope="session")
+def outside(lab: Rendered, cluster: Cluster, mesh: Mesh) -> Iterator[Pods]:
+    """Pods without a sidecar on the first node: `plain`, and `host` in the node's own network."""
+    pods = Pods(cluster, "outside", toolbox())
+    pods.create()
+    pods.run("plain", lab.nodes[0].name)
+    pods.run("host", lab.nodes[0].name, hostNetwork=True, containers=[_sleeper(toolbox())])
+    try:
+        pods.ready()
+        yield pods
+    finally:
+        pods.remove()
+
+
+def _sleeper(name: str) -> dict[str, object]:
+    return {"name": "sleep", "image": name, "imagePullPolicy": "Never", "command": ["sleep", "infinity"]}

@@ -1,0 +1,318 @@
+"""Area mesh: real Istio on our network: injection, identities, who may speak to whom, where requests go."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator
+
+import pytest
+
+from lab import builds, images
+from lab.cluster import Cluster
+from lab.render import Rendered
+from tests.lab.conftest import Evidence, connect
+from tests.lab.mesh import HTTP_PORT, Mesh, istioctl, policy, route, sample, service, strict
+from tests.lab.pods import SERVER_PORT, Pods
+from tests.lab.waiting import until
+from tests.sizes import SIZES
+
+OK, DENIED, UNAVAILABLE, NONE = "200", "403", "503", "000"
+
+
+@pytest.fixture
+def rules(mesh: Mesh) -> Iterator[Mesh]:
+    """The mesh's pods; rules made by a test are gone after it."""
+    yield mesh
+    mesh.clear("authorizationpolicy,networkpolicy,virtualservice,destinationrule")
+    mesh.cluster.kubectl("delete", "peerauthentication", "only", "-n", mesh.namespace, "--ignore-not-found")
+    for server in ("near", "far"):
+        mesh.becomes("client", f"http://{server}/get", OK)
+
+
+def test_pods_get_a_sidecar_before_their_own_containers(mesh: Mesh, evidence: Evidence) -> None:
+    """A pod of an injected namespace gets its iptables, then a sidecar, then its own containers"""
+    spec = mesh.get("pod", "client")["spec"]
+    first = [(c["name"], c.get("restartPolicy", "Never")) for c in spec["initContainers"]]
+    evidence(first)
+    assert first == [("istio-init", "Never"), ("istio-proxy", "Always")]
+    assert [container["name"] for container in spec["containers"]] == ["server"]
+
+
+def test_certificates_name_the_workload(mesh: Mesh, lab: Rendered, evidence: Evidence) -> None:
+    """Each sidecar has a certificate of the mesh's CA with the SPIFFE name of its service account"""
+    for name, account in (("client", "default"), ("near", "near"), ("far", "far")):
+        names = mesh.certificate(name)["subject_alt_names"]
+        evidence(names)
+        assert names == [{"uri": f"spiffe://{lab.dns_domain}/ns/{mesh.namespace}/sa/{account}"}]
+
+
+def test_the_server_is_told_who_called(mesh: Mesh, lab: Rendered, evidence: Evidence) -> None:
+    """A request that came by mutual TLS tells the server the caller's SPIFFE name"""
+    for server in ("near", "far"):
+        headers = json.loads(mesh.ask("client", f"http://{server}/headers").stdout)["headers"]
+        caller = headers["X-Forwarded-Client-Cert"][0]
+        evidence(f"{server}: {caller.rpartition(';')[2]}")
+        assert caller.endswith(f"URI=spiffe://{lab.dns_domain}/ns/{mesh.namespace}/sa/default")
+
+
+def test_istios_own_samples_run_from_istios_own_files(samples: Mesh, evidence: Evidence) -> None:
+    """httpbin, helloworld, tcp-echo and the client of Istio's documents run from its YAML, unchanged"""
+    ask = ("exec", "-n", samples.namespace, "deploy/curl", "--", "curl", "-sS", "--max-time", "10")
+    hello: set[str] = set()
+
+    def both_versions() -> bool:
+        # Its file has no probe: a pod counts as ready before its server listens.
+        answer = samples.cluster.kubectl(*ask, "http://helloworld:5000/hello", ok=range(256)).stdout
+        hello.update(re.findall(r"^Hello version: (v\d), instance: ", answer))
+        return hello == {"v1", "v2"}
+
+    until(both_versions, "both versions of helloworld answer")
+    origin = json.loads(samples.cluster.kubectl(*ask, "http://httpbin:8000/get").stdout)
+    assert origin["url"] == "http://httpbin:8000/get"
+    echo = (
+        "import socket; s = socket.create_connection(('tcp-echo', 9000), 5); s.sendall(b'world\\n'); "
+        "print(s.recv(100).decode().strip())"
+    )
+    answer = samples.exec("client", ["python3", "-c", echo]).stdout.strip()
+    evidence(f"{sorted(hello)}, {answer}")
+    assert answer == "hello world"
+
+
+def test_istios_own_tools_find_nothing_wrong(samples: Mesh, cluster: Cluster, evidence: Evidence) -> None:
+    """istioctl analyze has no warning and no error; every sidecar has all of its configuration"""
+    analysis = istioctl(cluster, "analyze", "-n", samples.namespace, "--failure-threshold", "Warning")
+    assert analysis.status == 0, analysis.stdout + analysis.stderr
+    listed = json.loads(samples.cluster.kubectl("get", "pods", "-n", samples.namespace, "-o", "json").stdout)
+    pods = {
+        f"{item['metadata']['name']}.{samples.namespace}"
+        for item in listed["items"]
+        if "deletionTimestamp" not in item["metadata"]
+    }
+
+    def unlike() -> set[str]:
+        table = [line.split(maxsplit=1) for line in istioctl(cluster, "proxy-status").stdout.splitlines()]
+        good = {row[0] for row in table if "STALE" not in row[1] and "CDS,LDS,EDS" in row[1]}
+        return pods - good
+
+    until(lambda: not unlike(), "every sidecar has all of its configuration", 20)
+    evidence(f"{len(pods)} sidecars")
+
+
+def test_what_is_written_to_the_mesh_is_checked(mesh: Mesh, evidence: Evidence) -> None:
+    """The API server asks istiod's webhook at its Service: a rule that makes no sense is refused"""
+    broken = route("VirtualService", "broken", hosts=["near"], http=[{"route": []}])
+    done = mesh.cluster.kubectl(
+        "apply", "-n", mesh.namespace, "-f", "-", stdin=json.dumps(broken), ok=range(256)
+    )
+    evidence(done.stderr.strip()[-120:])
+    assert done.status != 0 and "admission webhook" in done.stderr
+
+
+@pytest.mark.parametrize("server", ["near", "far"])
+def test_plain_text_is_refused_whoever_speaks_it(
+    rules: Mesh, outside: Pods, lab: Rendered, server: str, evidence: Evidence
+) -> None:
+    """Under STRICT, plain text gets no answer: from a pod, from one in the node's network, from the node"""
+    url = f"http://{rules.address(server)}:{HTTP_PORT}/get"
+
+    def by_pod(name: str) -> str:
+        done = outside.exec(name, ["curl", "-s", "-o", "/dev/null", "-m", "3", "-w", "%{http_code}", url])
+        return done.stdout.strip()
+
+    def by_node() -> str:
+        ask = "curl -s -o /dev/null -m 3 -w '%%{http_code}' %s || true"
+        return str(connect(lab, lab.nodes[0]).check_output(ask, url)).strip()
+
+    seen = {"plain": by_pod("plain"), "host": by_pod("host"), "node": by_node()}
+    evidence(seen)
+    assert set(seen.values()) == {NONE}
+    # The same three get through where Istio is told to let them: it is STRICT that refused.
+    rules.apply(strict("PERMISSIVE", name="only", app=server))
+    until(lambda: by_pod("plain") == OK, f"plain text reaches {server} where it is permitted")
+    assert (by_pod("host"), by_node()) == (OK, OK)
+
+
+def test_pods_with_sidecars_reach_pods_without(mesh: Mesh, outside: Pods, evidence: Evidence) -> None:
+    """A pod with a sidecar reaches one that has none, in plain text"""
+    answer = mesh.talk("client", outside.address("plain"))
+    evidence(answer)
+    assert answer.startswith("plain ")
+
+
+def test_who_may_call_is_decided_by_principal(rules: Mesh, lab: Rendered, evidence: Evidence) -> None:
+    """An AuthorizationPolicy that names one service account admits that one; the others get 403"""
+    allowed = f"{lab.dns_domain}/ns/{rules.namespace}/sa/near"
+    rules.apply(
+        policy(
+            "AuthorizationPolicy",
+            "only-near",
+            selector={"matchLabels": {"app": "far"}},
+            action="ALLOW",
+            rules=[{"from": [{"source": {"principals": [allowed]}}]}],
+        )
+    )
+    rules.becomes("client", "http://far/get", DENIED)
+    body = rules.ask("client", "http://far/get").stdout
+    rules.apply(
+        policy(
+            "AuthorizationPolicy",
+            "only-near",
+            selector={"matchLabels": {"app": "far"}},
+            action="ALLOW",
+            rules=[{"from": [{"source": {"principals": [allowed.replace("/near", "/default")]}}]}],
+        )
+    )
+    rules.becomes("client", "http://far/get", OK)
+    evidence(body)
+    assert body.startswith("RBAC: access denied")
+
+
+@pytest.mark.parametrize("server", ["near", "far"])
+def test_network_policy_holds_below_the_mesh(rules: Mesh, server: str, evidence: Evidence) -> None:
+    """A NetworkPolicy that closes a pod closes it to sidecars too, whatever the mesh allows"""
+    rules.apply(
+        {
+            "apiVersion": "networking.k8s.io/v1",
+            "kind": "NetworkPolicy",
+            "metadata": {"name": "closed"},
+            "spec": {"podSelector": {"matchLabels": {"app": server}}, "policyTypes": ["Ingress"]},
+        }
+    )
+    url = f"http://{server}/get"
+    seen = until(
+        lambda: got if (got := rules.status("client", url, limit=3)) != OK else None,
+        f"{server} is closed",
+    )
+    evidence(seen)
+    assert seen in (UNAVAILABLE, NONE)
+    assert rules.status("client", f"http://{'far' if server == 'near' else 'near'}/get") == OK
+
+
+def test_headless_services_pass_the_sidecar(rules: Mesh, evidence: Evidence) -> None:
+    """A headless Service is reached through the sidecar, at each of its pods"""
+    ports = [{"name": "http", "port": HTTP_PORT}]
+    rules.apply(service("headless", {"split": "yes"}, clusterIP="None", ports=ports))
+    url = f"http://headless:{HTTP_PORT}/hostname"
+    rules.becomes("client", url, OK)
+    seen: set[str] = set()
+
+    def all_of_them() -> bool:
+        seen.add(json.loads(rules.ask("client", url).stdout)["hostname"])
+        return seen == {"near", "far"}
+
+    until(all_of_them, "both pods behind the headless Service answer")
+    evidence(sorted(seen))
+
+
+def test_datagrams_and_dns_pass_beside_the_sidecar(mesh: Mesh, evidence: Evidence) -> None:
+    """UDP to a pod and to a Service, and DNS by UDP and TCP, pass a pod with a sidecar"""
+    ports = [{"name": "udp", "port": 80, "targetPort": SERVER_PORT, "protocol": "UDP"}]
+    mesh.apply(service("datagrams", {"app": "raw"}, ports=ports))
+    assert mesh.talk("client", mesh.address("raw"), proto="udp").startswith("raw ")
+    answer = until(
+        lambda: got if (got := mesh.talk("client", "datagrams", 80, "udp")).startswith("raw ") else None,
+        "the Service for UDP answers",
+    )
+    names = [
+        mesh.exec("client", ["dig", "+short", "+time=2", way, f"near.{mesh.namespace}.svc.cluster.local"])
+        for way in ("+notcp", "+tcp")
+    ]
+    evidence(f"{answer}; {[done.stdout.strip() for done in names]}")
+    assert {done.stdout.strip() for done in names} == {mesh.get("service", "near")["spec"]["clusterIP"]}
+
+
+def test_a_server_that_speaks_first_is_reached(mesh: Mesh, evidence: Evidence) -> None:
+    """TCP between sidecars carries a protocol in which the server speaks first, bytes unchanged"""
+    ports = [{"name": "tcp", "port": SERVER_PORT}]
+    mesh.apply(service("raw", {"app": "raw"}, ports=ports))
+    answer = until(
+        lambda: got if (got := mesh.talk("client", "raw")).startswith("raw ") else None,
+        "the server behind its sidecar speaks",
+    )
+    evidence(answer)
+    assert answer.startswith("raw ")
+
+
+def test_probes_and_init_containers_work_under_strict(mesh: Mesh, evidence: Evidence) -> None:
+    """Probes by HTTP and TCP work under STRICT, one that fails too; an init container may use the mesh"""
+    call = f"curl -sSf --retry 20 --retry-delay 1 --retry-all-errors http://near.{mesh.namespace}/get"
+    init = {"name": "call", "image": mesh.image, "imagePullPolicy": "Never", "command": ["sh", "-c", call]}
+    mesh.run("late", mesh.get("pod", "near")["spec"]["nodeName"], initContainers=[init])
+    mesh.ready(60)
+    wrong = {
+        "name": "httpbin",
+        "image": mesh.httpbin,
+        "imagePullPolicy": "Never",
+        "readinessProbe": {"httpGet": {"path": "/status/500", "port": HTTP_PORT}, "periodSeconds": 1},
+    }
+    mesh.run("unready", mesh.get("pod", "near")["spec"]["nodeName"], containers=[wrong])
+    mesh.made.remove("unready")
+
+    def failed() -> str | None:
+        events = mesh.cluster.kubectl(
+            "get", "events", "-n", mesh.namespace, "-o", "jsonpath={.items[*].message}",
+            "--field-selector=involvedObject.name=unready,reason=Unhealthy",
+        ).stdout  # fmt: skip
+        return events if "statuscode: 500" in events else None
+
+    evidence(until(failed, "the probe that fails is seen to fail")[-80:])
+    order = [status["name"] for status in mesh.get("pod", "late")["status"]["initContainerStatuses"]]
+    assert order == ["istio-init", "istio-proxy", "call"]
+
+
+def test_requests_are_split_as_the_route_says(rules: Mesh, evidence: Evidence) -> None:
+    """A VirtualService that gives one version a quarter of the requests does so, within chance"""
+    rules.apply(service("split", {"split": "yes"}))
+    subsets = [{"name": version, "labels": {"version": version}} for version in ("v1", "v2")]
+    weights = [
+        {"destination": {"host": "split", "subset": version}, "weight": weight}
+        for version, weight in (("v1", 25), ("v2", 75))
+    ]
+    rules.apply(
+        route("DestinationRule", "split", host="split", subsets=subsets),
+        route("VirtualService", "split", hosts=["split"], http=[{"route": weights}]),
+    )
+    count = SIZES.mesh_split_requests
+
+    def asked() -> Counter[str]:
+        url = f"http://split/hostname?number=[1-{count}]"
+        answers = rules.ask("client", url, limit=60).stdout
+        return Counter(part.split('"')[3] for part in answers.split("}") if '"hostname"' in part)
+
+    # Five standard deviations of a fair split on either side.
+    spread = 5 * (count * 0.25 * 0.75) ** 0.5
+    seen = until(
+        lambda: got if abs((got := asked())["near"] - count / 4) <= spread else None,
+        "a quarter of the requests goes to the first version",
+        30,
+    )
+    evidence(dict(seen))
+    assert seen.total() == count
+
+
+def test_bookinfo_runs_from_istios_own_file(mesh: Mesh, lab: Rendered, evidence: Evidence) -> None:
+    """bookinfo's page holds what its four services say: details, reviews of every version, ratings"""
+    images.load(lab, builds.locate()["bookinfo-images"].path)
+    file = str(sample("bookinfo/platform/kube/bookinfo.yaml"))
+    mesh.cluster.kubectl("apply", "-n", mesh.namespace, "-f", file)
+    try:
+        wait = ("wait", "-n", mesh.namespace, "--for=condition=Available", "--timeout=120s", "deployment")
+        mesh.cluster.kubectl(*wait, "--all", timeout=130)
+        seen: set[str] = set()
+
+        def every_version() -> bool:
+            page = mesh.ask("client", "http://productpage:9080/productpage", limit=20).stdout
+            if "The Comedy of Errors" in page and "An extremely entertaining play" in page:
+                seen.update(version for version in ("v1", "v2", "v3") if f"reviews-{version}-" in page)
+            return seen == {"v1", "v2", "v3"}
+
+        until(every_version, "the page shows reviews of every version", 60)
+        stars = json.loads(mesh.ask("client", "http://ratings:9080/ratings/0").stdout)
+        details = json.loads(mesh.ask("client", "http://details:9080/details/0").stdout)
+    finally:
+        mesh.cluster.kubectl("delete", "-n", mesh.namespace, "-f", file, "--wait=false")
+    evidence(f"{sorted(seen)}, {stars['ratings']}, {details['author']}")
+    assert stars["ratings"] == {"Reviewer1": 5, "Reviewer2": 4}
+    assert details["author"] == "William Shakespeare"
