@@ -34,6 +34,7 @@ class Sizes:
     lab_cni_rounds: int = 1  # times that, with plugin and agent killed at random points
     redirect_requests: int = 2000  # requests and replies between two pods during which no packet may move
     mesh_split_requests: int = 400  # requests that a VirtualService splits
+    mesh_collisions: int = 150  # rounds in which two connections through a sidecar share a source port
     mesh_restarts: int = 1  # times that workload, istiod and agents are restarted under load
 
 
@@ -58,6 +59,7 @@ FULL = Sizes(
     lab_cni_rounds=20,
     redirect_requests=200_000,
     mesh_split_requests=4000,
+    mesh_collisions=10_000,
     mesh_restarts=20,
 )
 

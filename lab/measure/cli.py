@@ -14,7 +14,7 @@ from lab import render as rendering
 from lab.busy import alone
 from lab.cli.context import Context, become_root
 from lab.errors import ExitCode, die
-from lab.measure import agent_cost, bring_up, network
+from lab.measure import agent_cost, bring_up, network, sidecars
 from lab.measure.latency import report
 from lab.measure.latency import run as latency
 from lab.measure.latency.paths import WAYS
@@ -151,6 +151,28 @@ def footprint(context: typer.Context) -> None:
         return
     table([row for row in rows if row["mib"] >= 1], ["node", "kind", "component", "process", "count", "mib"])
     print("\n" + ", ".join(f"{name}: {total:g} MiB" for name, total in sums.items()))
+
+
+@app.command("sidecars")
+def sidecars_(
+    context: typer.Context,
+    rounds: Annotated[int, typer.Option(min=1, max=99, help="Rounds of each path, taking turns.")] = 9,
+    requests: Annotated[int, typer.Option(min=100, max=100_000, help="Requests in a round.")] = 1000,
+) -> None:
+    """A request through two Istio sidecars of one node, plain and accelerated, in microseconds."""
+    become_root()
+    chosen: Context = context.obj
+    lab = chosen.lab()
+    steps = chosen.steps(chosen.logs_of(lab.id, "measure"))
+    with steps.step("sidecars", "Measure the path through two sidecars") as step:
+        found = sidecars.measure(lab, step, rounds, requests)
+    if chosen.output is not Format.TABLE:
+        emit({"machine": machine(), "id": lab.id, **found}, chosen.output)
+        return
+    print(f"{_on()}, {rounds} rounds of {requests}; microseconds")
+    table(found["paths"], ["path", "p50", "p90", "p99", "cpu", "spread", "errors"])
+    print("\naccelerated to plain")
+    table(found["ratios"], ["of", "ratio", "target", "met"])
 
 
 def _on() -> str:

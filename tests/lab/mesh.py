@@ -36,7 +36,14 @@ class Mesh(Pods):
         super().remove()
 
     def serve(
-        self, name: str, node: str, *, labels: dict[str, str] | None = None, account: str = "", **spec: Any
+        self,
+        name: str,
+        node: str,
+        *,
+        labels: dict[str, str] | None = None,
+        annotations: dict[str, str] | None = None,
+        account: str = "",
+        **spec: Any,
     ) -> None:
         """Start an HTTP server on `node`; `name` is its Service too, port 80. `spec` adds to the pod's."""
         container = {
@@ -52,7 +59,7 @@ class Mesh(Pods):
                 {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": account}},
             )
             spec["serviceAccountName"] = account
-        self.run(name, node, labels=labels, containers=[container], **spec)
+        self.run(name, node, labels=labels, annotations=annotations, containers=[container], **spec)
         self.apply(service(name, {"app": name}))
 
     def ask(self, client: str, url: str, *options: str, limit: float = 5) -> Completed:
