@@ -94,7 +94,7 @@ class Kubernetes(_Part):
 class Istio(_Part):
     """Istio, on top of the lab's network."""
 
-    enabled: bool = Field(False, description="Install Istio; pods of namespaces that ask for it get sidecars.")
+    enabled: bool = Field(False, description="Install Istio; namespaces that ask for it get sidecars.")
     version: Annotated[str, _locked("istio")] = Field(
         default_factory=lambda: lock().versions["istio"], description="Version, as this release carries it."
     )
