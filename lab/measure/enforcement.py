@@ -11,6 +11,7 @@ from subprocess import PIPE, Popen
 from typing import Any
 
 from kubernetes import watch
+from urllib3.exceptions import HTTPError
 
 from lab import ssh
 from lab.errors import ExitCode, die
@@ -61,7 +62,7 @@ def start_pods(lab: Rendered, pods: Workload, a_node: int) -> list[dict[str, Any
 
 
 def policy_changes(lab: Rendered, pods: Workload, policies: int, changes: int) -> list[dict[str, Any]]:
-    """From the API server's yes to a policy's change to the first probe that it concerns."""
+    """From the request that changes a policy to the first probe that is treated otherwise."""
     server, near = lab.nodes[-1], lab.nodes[0]
     pods.apply(
         pods.pod("probed", server, [container("answer", python("answer.py", str(_PORT)))]),
@@ -83,10 +84,12 @@ def policy_changes(lab: Rendered, pods: Workload, policies: int, changes: int) -
     with _lines(pods.argv("prober", words)) as lines:
         _wait_for(lines, "open", 0.0)
         for _ in range((changes + 1) // 2):
+            asked = time.time()
             policy.create_namespaced_network_policy(pods.namespace, gate)
-            closing.append(_wait_for(lines, "closed", time.time()))
+            closing.append(_wait_for(lines, "closed", asked))
+            asked = time.time()
             policy.delete_namespaced_network_policy("gate", pods.namespace)
-            opening.append(_wait_for(lines, "open", time.time()))
+            opening.append(_wait_for(lines, "open", asked))
     both = [seconds * 1000 for seconds in closing + opening]
     return [
         figure("policy change to enforcement, p99", "ms", both, at_most=100.0, share=0.99),
@@ -118,12 +121,15 @@ def _ready_times(core: Any, namespace: str) -> Iterator[Queue[tuple[str, float]]
     told: set[str] = set()
 
     def follow() -> None:
-        for event in stream.stream(core.list_namespaced_pod, namespace, timeout_seconds=1800):
-            pod = event["object"]
-            conditions = {item.type: item.status for item in pod.status.conditions or []}
-            if conditions.get("Ready") == "True" and pod.metadata.name not in told:
-                told.add(pod.metadata.name)
-                became.put((pod.metadata.name, time.monotonic()))
+        try:
+            for event in stream.stream(core.list_namespaced_pod, namespace, timeout_seconds=1800):
+                pod = event["object"]
+                conditions = {item.type: item.status for item in pod.status.conditions or []}
+                if conditions.get("Ready") == "True" and pod.metadata.name not in told:
+                    told.add(pod.metadata.name)
+                    became.put((pod.metadata.name, time.monotonic()))
+        except HTTPError:
+            return  # the watch was ended; a pod that is missed by it is told by `_of`
 
     follower = threading.Thread(target=follow, name="watch of pods", daemon=True)
     follower.start()

@@ -18,6 +18,7 @@ from lab.render import Rendered
 
 _PORT = 9000
 _FEW = 10
+_SETTLE = 3.0  # seconds
 
 
 def connects(lab: Rendered, pods: Workload, many: int, rounds: int, count: int) -> list[dict[str, Any]]:
@@ -98,6 +99,7 @@ def _served(lab: Rendered, namespace: str, count: int, seconds: float = 300) -> 
 def _rounds(shell: Shell, address: str, rounds: int, count: int) -> list[float]:
     """The median connect of each round, in us."""
     medians = []
+    time.sleep(_SETTLE)  # what made and wrote the Services is still at work
     for _ in range(rounds):
         seconds = json.loads(shell.ask(f"python3 /tmp/connects.py {address} 80 {count}"))
         medians.append(statistics.median(seconds) * 1e6)
