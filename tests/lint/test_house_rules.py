@@ -156,6 +156,12 @@ def test_what_is_imported_is_locked_so_that_a_fresh_checkout_has_it() -> None:
     assert strangers == {}
 
 
+def test_what_verifies_a_lab_knows_nothing_of_who_made_its_nodes() -> None:
+    suite = [ROOT / "lab" / "verify", ROOT / "tests" / "lab" / "verify"]
+    knows = [relative(path) for folder in suite for path in files(folder) if "lab.providers" in text(path)]
+    assert knows == []
+
+
 def _names(lock: str) -> list[str]:
     return re.findall(r"^([A-Za-z0-9][\w.-]*)==", lock, re.MULTILINE)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import subprocess
@@ -136,6 +137,26 @@ def test_tokens_and_passwords_never_pass(text: str, secret: str) -> None:
     assert secret not in redact(text.format(secret))
 
 
+def test_keys_in_base64_never_pass() -> None:
+    encoded = base64.b64encode(KEY.format("MHcCAQEEIF3x" * 8).encode()).decode()
+    assert encoded[20:60] not in redact(f"tls.key: {encoded}\n")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "- name: DB_PASSWORD\n  value: {}\n",
+        '{{"name":"API_TOKEN","value":"{}"}}',
+        '{{\n "name": "aws_secret_key",\n "value": "{}"\n}}',
+    ],
+)
+def test_what_an_environment_keeps_secret_never_passes(text: str) -> None:
+    assert "hunter2" not in redact(text.format("hunter2"))
+    assert "value" in redact(text.format("hunter2"))
+
+
 def test_what_is_no_secret_stays() -> None:
     text = "Nov 23 kubelet[1]: tokens are fine; secret default/app mounted\n"
     assert redact(text) == text
+    plain = "- name: HOSTNAME\n  value: web-1\n- name: PORT\n  value: 80\n"
+    assert redact(plain) == plain

@@ -1,0 +1,96 @@
+"""Where a Service can be opened; when a lab counts as verified."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from lab.cluster import Cluster
+from lab.errors import ExitCode, LabError
+from lab.labfile import LabFile
+from lab.render import Rendered, render
+from lab.run import Completed
+from lab.urls import urls
+from lab.verify import Promise, all_hold, areas
+
+LAB = render(LabFile.model_validate({"apiVersion": "underpass.dev/v1", "kind": "Lab", "id": "opened"}))
+FIRST, SECOND = (node.address for node in LAB.nodes)
+
+
+class Answers(Cluster):
+    """A cluster that has one Service, and pods of it on some nodes."""
+
+    def __init__(self, lab: Rendered, spec: dict[str, Any], at: tuple[str, ...] = ()) -> None:
+        self.lab, self._spec, self._at = lab, spec, at
+
+    def kubectl(self, *arguments: str, **_: Any) -> Completed:
+        if arguments[1] == "service":
+            document: dict[str, Any] = {"spec": self._spec} if arguments[2] == "web" else {}
+        else:
+            ends = [{"nodeName": name, "conditions": {"ready": True}} for name in self._at]
+            document = {"items": [{"endpoints": ends}]}
+        return Completed((), 0, json.dumps(document) if document else "", "")
+
+
+def opened(name: str = "shop/web", at: tuple[str, ...] = (), **spec: Any) -> list[str]:
+    return urls(LAB, Answers(LAB, {"type": "NodePort", **spec}, at), name)
+
+
+def test_a_node_port_is_opened_at_a_node() -> None:
+    assert opened(ports=[{"port": 80, "nodePort": 30080}]) == [f"http://{FIRST}:30080/"]
+
+
+def test_each_port_has_a_url_and_udp_has_none() -> None:
+    ports = [
+        {"port": 443, "nodePort": 30443, "protocol": "TCP"},
+        {"port": 8443, "nodePort": 30444, "name": "https-admin"},
+        {"port": 53, "nodePort": 30053, "protocol": "UDP"},
+    ]
+    assert opened(ports=ports) == [f"https://{FIRST}:30443/", f"https://{FIRST}:30444/"]
+
+
+def test_a_service_of_local_pods_is_opened_where_one_runs() -> None:
+    ports = [{"port": 80, "nodePort": 30080}]
+    found = opened(ports=ports, at=(LAB.nodes[1].name,), externalTrafficPolicy="Local")
+    assert found == [f"http://{SECOND}:30080/"]
+
+
+@pytest.mark.parametrize(
+    ("name", "spec", "code"),
+    [
+        ("web", {"ports": []}, ExitCode.USAGE),
+        ("shop/none", {"ports": []}, ExitCode.NOT_THERE),
+        ("shop/web", {"type": "ClusterIP", "ports": [{"port": 80}]}, ExitCode.NOT_THERE),
+        (
+            "shop/web",
+            {"ports": [{"port": 80, "nodePort": 30080}], "externalTrafficPolicy": "Local"},
+            ExitCode.NOT_THERE,
+        ),
+    ],
+)
+def test_what_cannot_be_opened_is_said(name: str, spec: dict[str, Any], code: ExitCode) -> None:
+    with pytest.raises(LabError) as caught:
+        opened(name, **spec)
+    assert caught.value.code is code
+
+
+@pytest.mark.parametrize(
+    ("results", "held"),
+    [
+        (["passed", "passed"], True),
+        (["passed", "skipped"], True),
+        (["skipped"], False),
+        ([], False),
+        (["passed", "failed"], False),
+        (["passed", "error"], False),
+    ],
+)
+def test_a_lab_is_verified_when_all_that_it_promises_holds(results: list[str], held: bool) -> None:
+    assert all_hold([Promise("kernel", "a promise", result, "") for result in results]) is held
+
+
+def test_areas_are_told_from_the_ground_up() -> None:
+    first = [area for area in areas() if area in ("kernel", "cluster", "network", "policy", "services")]
+    assert first == ["kernel", "cluster", "network", "policy", "services"]
