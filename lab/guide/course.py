@@ -170,4 +170,6 @@ def lacks(guide: Guide, lab: Rendered) -> list[str]:
     missing = []
     if len(lab.nodes) < len(wanted.nodes):
         missing.append(f"it needs {len(wanted.nodes)} nodes, lab {lab.id} has {len(lab.nodes)}")
+    if wanted.istio.enabled and lab.istio_version is None:
+        missing.append(f"it needs Istio, which lab {lab.id} has not")
     return missing

@@ -1,0 +1,23 @@
+"""The console blocks of README and docs, run on the lab as the guides' are."""
+
+from __future__ import annotations
+
+import pytest
+
+from lab.guide.document import sections
+from lab.guide.shell import Shell
+from lab.guide.walk import Walk
+from lab.paths import ROOT
+
+DOCUMENTS = [
+    str(path.relative_to(ROOT))
+    for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+    if any(part.examples for part in sections(path))
+]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_commands_of_a_document_print_what_it_says(shell: Shell, document: str) -> None:
+    for part in sections(ROOT / document, Walk(shell)):
+        for example in part.examples:
+            example.evaluate()
