@@ -24,6 +24,8 @@ ASK_SECONDS = 30
 #: Exit statuses of `underpass` with an answer on stdout: answered, and "the verdict is deny".
 _ANSWERED = (0, 4)
 
+#: What an agent of an older release leaves out.
+_UNTOLD = {"self_test": {"works": None, "detail": ""}}
 _REDIRECT = {True: "works", False: "does not work", None: "off or not tried yet"}
 
 Row = dict[str, Any]
@@ -82,7 +84,7 @@ def join_status(answers: Answers) -> list[Row]:
         faults += [f"table {name}: {count} failed writes" for name, count in said["table_faults"].items()]
         faults += [f"{one['policy']} is not valid" for one in said["policies_not_valid"]]
         faults += [f"forged labels on {pod}" for pod in said["forged_labels"]]
-        tested = said["redirect"]["self_test"]
+        tested = said.get("redirect", _UNTOLD)["self_test"]
         if tested["works"] is False:
             faults.append(f"socket redirect: {tested['detail']}")
         rows.append(
