@@ -22,11 +22,14 @@ s.settimeout(None)
 head = b''
 while not head.endswith(b'\\n'): head += s.recv(1)
 print(s.getsockname()[1], head.decode().strip(), flush=True)
+def take(most):
+    try: return s.recv(most)
+    except BlockingIOError: return s.recv(most)  # once, instead of the reset: docs/redirect.md
 def talk(size):
     s.sendall(b'x' * size)
     left = size
     while left:
-        got = len(s.recv(left))
+        got = len(take(left))
         if not got: raise EOFError
         left -= got
 for line in sys.stdin:
@@ -36,10 +39,7 @@ for line in sys.stdin:
             for _ in range(int(number)): talk(256)
         elif order == 'stream':
             while True: talk(256)
-        else:
-            try: got = s.recv(1)
-            except BlockingIOError: got = s.recv(1)  # once, instead of the reset: docs/redirect.md
-            if not got: raise EOFError
+        elif not take(1): raise EOFError
         print('done', flush=True)
     except EOFError: print('EOF', time.time(), flush=True)
     except OSError as e: print(errno.errorcode.get(e.errno, e.errno), time.time(), flush=True)
