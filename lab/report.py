@@ -52,6 +52,7 @@ ON_NODE = {
             "identities": ["identities"],
             "services": ["services"],
             "policies": ["policy", "get"],
+            "connections": ["explain"],
             "maps": ["maps"],
         }.items()
     },

@@ -116,7 +116,7 @@ def test_a_report_holds_what_is_needed_and_no_secret(
     for node in lab.nodes:
         assert f"nodes/{node.name}/journal.txt" in names
         assert f"nodes/{node.name}/console.txt" in names
-        for what in ("status", "endpoints", "identities", "services", "policies", "maps"):
+        for what in ("status", "endpoints", "identities", "services", "policies", "connections", "maps"):
             assert json.loads(parts[f"nodes/{node.name}/underpass/{what}.json"])
         flows = [json.loads(line) for line in parts[f"nodes/{node.name}/flows.jsonl"].splitlines()]
         assert flows and all("reason" in flow for flow in flows)
