@@ -36,6 +36,7 @@ class Sizes:
     mesh_split_requests: int = 400  # requests that a VirtualService splits
     mesh_collisions: int = 150  # rounds in which two connections through a sidecar share a source port
     mesh_restarts: int = 1  # times that workload, istiod and agents are restarted under load
+    redirect_wakeups: int = 300  # messages that each must wake an edge-triggered reader
 
 
 CI = Sizes(kills_during_up=2, power_losses=1, store_kills=10, stop_starts=1, labs_side_by_side=1)
@@ -61,6 +62,7 @@ FULL = Sizes(
     mesh_split_requests=4000,
     mesh_collisions=10_000,
     mesh_restarts=20,
+    redirect_wakeups=20_000,
 )
 
 NAME = os.environ.get("UNDERPASS_SIZE", "ci")
