@@ -96,7 +96,8 @@ class Echo(threading.Thread):
                 end, peer = self._listener.accept()
             except OSError:
                 return
-            with end:
+            # A client that only wanted to connect is gone already, perhaps: the next one is to be served.
+            with end, contextlib.suppress(ConnectionError):
                 end.sendall(f"{self.name} {peer[0]}\n".encode())
 
     def __enter__(self) -> Echo:
