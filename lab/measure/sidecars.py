@@ -76,6 +76,7 @@ def measure(lab: Rendered, step: Step, rounds: int, requests: int) -> dict[str, 
     paths = [Path(PLAIN), Path(ACCELERATED)]
     with _pods(cluster, node, paths, step):
         for path in paths:
+            _wait_answers(cluster, path.name)
             _run(cluster, path.name, WARM_UP)
             _must_be(lab, node, path.name)
         for number in range(rounds):
@@ -126,6 +127,20 @@ def _run(cluster: Cluster, name: str, requests: int) -> tuple[list[float], int]:
             code=ExitCode.NODE,
         )
     return good, requests - len(good)
+
+
+def _wait_answers(cluster: Cluster, name: str) -> None:
+    """Wait until the first request of a path is answered: sidecars learn of a Service in their time."""
+    deadline = time.monotonic() + 30
+    command = ("exec", "-n", NAMESPACE, f"client-{name}", "--", "curl", "-sf", "-o", "/dev/null")
+    while (done := cluster.kubectl(*command, f"http://server-{name}/status/200", ok=range(256))).status:
+        if time.monotonic() > deadline:
+            die(
+                f"the path {name} does not answer",
+                details=done.stderr.splitlines()[-5:],
+                code=ExitCode.NODE,
+            )
+        time.sleep(0.5)
 
 
 def _cpu(lab: Rendered, node: RenderedNode, uids: list[str]) -> float:
@@ -212,7 +227,7 @@ def _documents(path: str, node: str, images: dict[str, str]) -> list[dict[str, A
     server = f"server-{path}"
     return [
         pod(f"client-{path}", {"image": images["curl"], "command": ["sleep", "infinity"]}),
-        pod(server, {"image": images["httpbin"], "args": ["-log-level=ERROR"]}),
+        pod(server, {"image": images["httpbin"]}),
         {
             "apiVersion": "v1",
             "kind": "Service",
