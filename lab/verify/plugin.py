@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from lab.verify import area_of
+
 _results = pytest.StashKey[list[dict[str, str]]]()
 
 
@@ -51,7 +53,7 @@ def _promise(item: pytest.Item, report: pytest.TestReport) -> dict[str, str]:
         seen.append(str(report.longrepr[2]))
     suffix = item.name.partition("[")[2].rstrip("]")
     return {
-        "area": Path(str(item.fspath)).stem.removeprefix("test_"),
+        "area": area_of(item.path),
         "promise": " ".join(doc.split("\n\n")[0].split()).rstrip(".") + (f" [{suffix}]" if suffix else ""),
         "result": "error" if report.failed and report.when == "setup" else report.outcome,
         "evidence": "; ".join(seen),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from lab.labfile import LabFile
 from lab.render import Rendered, render
 from lab.run import Completed
 from lab.urls import urls
-from lab.verify import Promise, all_hold, areas
+from lab.verify import ORDER, Promise, all_hold, area_of, areas
 
 LAB = render(LabFile.model_validate({"apiVersion": "underpass.dev/v1", "kind": "Lab", "id": "opened"}))
 FIRST, SECOND = (node.address for node in LAB.nodes)
@@ -92,5 +93,8 @@ def test_a_lab_is_verified_when_all_that_it_promises_holds(results: list[str], h
 
 
 def test_areas_are_told_from_the_ground_up() -> None:
-    first = [area for area in areas() if area in ("kernel", "cluster", "network", "policy", "services")]
-    assert first == ["kernel", "cluster", "network", "policy", "services"]
+    assert areas()[: len(ORDER)] == list(ORDER)
+
+
+def test_an_area_may_have_several_files() -> None:
+    assert {area_of(Path(f"test_{name}.py")) for name in ("mesh", "mesh_redirect")} == {"mesh"}
