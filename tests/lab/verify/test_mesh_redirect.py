@@ -1,4 +1,4 @@
-"""Area mesh_redirect: what passes sidecars of one node goes from socket to socket, and to no other socket."""
+"""Area mesh: what passes sidecars of one node goes from socket to socket, and to no other socket."""
 
 from __future__ import annotations
 

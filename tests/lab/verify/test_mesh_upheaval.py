@@ -1,4 +1,4 @@
-"""Area mesh_upheaval: what happens to requests while parts of the mesh are restarted, killed and renewed."""
+"""Area mesh: what happens to requests while parts of the mesh are restarted, killed and renewed."""
 
 from __future__ import annotations
 
