@@ -45,9 +45,9 @@ def build_all(steps: Steps, only: set[str] | None = None, *, for_bundle: bool = 
     store = Store()
     known = recipes(store)
     if only is None:
-        only = {
-            recipe.name for recipe in known if not recipe.for_tests and (for_bundle or not recipe.for_bundles)
-        }
+        only = _of_labs(known) | (
+            {recipe.name for recipe in known if recipe.for_bundles} if for_bundle else set()
+        )
     chosen = _with_needs(known, only)
     store.sweep()
     built: dict[str, Artifact] = {}
@@ -63,6 +63,12 @@ def locate() -> dict[str, Artifact]:
     return {artifact.name: artifact for artifact in found if store.there(artifact)}
 
 
+def locate_for_labs() -> dict[str, Artifact]:
+    """Those of `locate` that labs run on, without what measurements, tests and bundles need besides."""
+    ours = _of_labs(recipes())
+    return {name: artifact for name, artifact in locate().items() if name in ours}
+
+
 def verify(artifacts: Mapping[str, Artifact]) -> None:
     """Hash every file of `artifacts`; `LabError` (ARTIFACT) for the first that is damaged."""
     store = Store()
@@ -75,6 +81,11 @@ def clean() -> int:
     store = Store()
     keep = {store.entry(recipe.name, recipe.key).path.name for recipe in recipes(store)}
     return store.clean(keep | _used_by_labs())
+
+
+def _of_labs(known: list[Recipe]) -> set[str]:
+    """The names of what every lab needs."""
+    return {recipe.name for recipe in known if not (recipe.for_tests or recipe.for_bundles)}
 
 
 def _with_needs(known: list[Recipe], only: set[str] | None) -> list[Recipe]:

@@ -119,7 +119,7 @@ def render(context: typer.Context) -> None:
     with alone(lab.id):
         lab.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         keys.ensure(lab)
-        rendering.write(lab, file.read_text(encoding="utf-8"), on_nodes(builds.locate()))
+        rendering.write(lab, file.read_text(encoding="utf-8"), on_nodes(builds.locate_for_labs()))
     emit(rendering.to_json(lab), Format.JSON if options.output is Format.TABLE else options.output)
 
 
