@@ -40,7 +40,7 @@ class Shell:
         """Run `command`; what it printed. A status other than 0 is a fault unless it `fails`."""
         assert self._process.stdin
         try:
-            self._process.stdin.write(f"{command}\necho; echo {_MARK} $?\n".encode())
+            self._process.stdin.write(f"{command}\nended=$?; echo; echo {_MARK} $ended\n".encode())
             self._process.stdin.flush()
         except BrokenPipeError:
             self._lost(command, "")

@@ -10,7 +10,8 @@ from lab.render import Rendered
 from tests.lab.command import LabCommand
 from tests.lab.waiting import until
 
-TINY = ("measure", "latency", "--tiny", "--path", "no proxy", "--path", "bridge", "--path", "Envoy")
+PATHS = ("no proxy", "bridge", "in-kernel", "Envoy")
+TINY = ("measure", "latency", "--tiny", *(word for path in PATHS for word in ("--path", path)))
 
 
 def test_the_graph_is_made_with_paths_that_are_what_they_claim(
@@ -18,10 +19,11 @@ def test_the_graph_is_made_with_paths_that_are_what_they_claim(
 ) -> None:
     found: dict[str, Any] = command.json(*TINY, "--into", str(tmp_path / "out"))
     measured = {(row["kind"], row["path"]) for row in found["rows"]}
-    assert {(kind, path) for kind in ("tcp", "http") for path in ("no proxy", "bridge", "Envoy")} <= measured
+    assert {(kind, path) for kind in ("tcp", "http") for path in PATHS} <= measured
     assert ("pair", "UNIX socket") in measured
     assert {row["path"]: row["errors"] for row in found["rows"] if row["errors"]} == {}
-    assert [path for path, accelerated in found["accelerated"].items() if accelerated] == []
+    assert found["accelerated"] == {"no proxy": False, "bridge": None, "in-kernel": True, "Envoy": False}
+    assert found["notes"] == []
     assert "1.40" in found["versions"]["Envoy"]
     for name in ("report.html", "result.json", "result.csv", "latency.png", "latency.svg"):
         assert (tmp_path / "out" / name).stat().st_size

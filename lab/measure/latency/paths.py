@@ -86,7 +86,7 @@ def servers_and_client(pods: Workload, node: RenderedNode) -> list[dict[str, Any
         inner = [
             _with_files(container("echo", echo_command())),
             _with_files(container("web", web_command())),
-            container("pair", python("pingpong.py", "serve", str(PAIR), UNIX_SOCKET)),
+            _with_files(container("pair", python("pingpong.py", "serve", str(PAIR), UNIX_SOCKET))),
         ]
         notes = PACKETS_ONLY if name == "server" else {}
         documents.append(pods.pod(name, node, inner, annotations=notes, **_files("servers")))

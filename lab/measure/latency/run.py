@@ -43,7 +43,7 @@ class Size:
 
 TINY = Size(1, 1, 1, 0, (), (), (FREE,))
 QUICK = Size(3, 1, 1, 0, (), (), (FREE,))
-USUAL = Size(9, 1, 5, 3, (64, 1024, 4096, 16384, 65507), (10, 100, 1000))
+USUAL = Size(9, 1, 5, 1, (64, 4096, 65507), (10, 100, 1000))
 FULL = Size(15, 2, 9, 5, (64, 256, 1024, 4096, 16384, 65507), (10, 100, 1000))
 
 
@@ -139,7 +139,7 @@ def _usage_files(node: Shell, uids: Sequence[str]) -> list[str]:
     files = []
     for uid in uids:
         for file in ("cpuacct.usage", "cpu.stat"):
-            found = node.ask(f"find /sys/fs/cgroup -path '*pod{uid}/{file}'").split()
+            found = node.ask(f"find /sys/fs/cgroup -path '*pod{uid}/{file}'", fails=True).split()
             found = [path for path in found if file == "cpuacct.usage" or "unified" not in path]
             if found:
                 files.append(found[0])
