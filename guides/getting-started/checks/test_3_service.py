@@ -16,5 +16,8 @@ def test_the_service_is_there(objects: Callable[..., list[dict[str, Any]]]) -> N
 
 def test_a_pod_reaches_it_by_name(reach: Callable[..., str]) -> None:
     """The pod friend gets an answer from http://web/"""
-    seen = reach("hello", "friend", "http://web/")
-    assert seen == "200", f"it got {seen or 'nowhere: there is no such pod'}"
+    # Each node's agent hears of new pods in its own time.
+    seen = next(
+        (code for code in (reach("hello", "friend", "http://web/") for _ in range(4)) if code == "200"), "000"
+    )
+    assert seen == "200", "nobody answers there, or there is no such pod"
