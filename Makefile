@@ -17,6 +17,10 @@ CHOSEN = $(if $(findstring /,$(T)),"$$T",$(PARTS) $(if $(T),-k "$$T"))
 help: ## List these commands
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-14s %s\n", $$1, $$2 }'
 
+# VMS=1 asks for what virtual machines need on the host, too, and for the suite's lab of them.
+VMS ?=
+export UNDERPASS_VMS = $(VMS)
+
 .PHONY: setup
 setup: ## Install what the host lacks, make .venv with the lab command
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 7))' || \

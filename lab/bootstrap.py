@@ -67,6 +67,23 @@ NEEDS = (
     Need("nftables", ("nft", "--version"), "makes firewalls for the test suite"),
 )
 
+#: What virtual machines need on top. Installed when they are asked for (`VMS=1`), and for the whole suite.
+VM_NEEDS = (
+    Need("vagrant", ("vagrant", "--version"), "runs virtual machines"),
+    Need("vagrant-libvirt", (), "lets Vagrant speak to libvirt"),
+    Need("libvirt-daemon-system", ("libvirtd", "--version"), "runs virtual machines"),
+    Need("libvirt-clients", ("virsh", "--version"), "asks libvirt"),
+    Need("qemu-system-x86", ("qemu-system-x86_64", "--version"), "runs virtual machines"),
+    Need("qemu-utils", ("qemu-img", "--version"), "builds the machines' box"),
+    Need("dnsmasq-base", ("dnsmasq", "--version"), "gives machines the address that Vagrant finds them by"),
+    Need("iptables", ("iptables", "--version"), "libvirt calls it"),
+    Need("e2fsprogs", ("mkfs.ext4", "-V"), "makes the machines' disks"),
+    Need("grub-pc-bin", (), "boots the machines"),
+    Need("grub-common", ("grub-mkimage", "--version"), "boots the machines"),
+)
+#: The environment variable that asks for them.
+VMS = "UNDERPASS_VMS"
+
 
 class SetupError(Exception):
     """Setup cannot go on: what happened, what to do, exit status, and the tail of a program's output."""
@@ -95,6 +112,8 @@ def main() -> int:
         check_machine(platform.system(), platform.machine())
         with alone():
             host_packages()
+            if os.environ.get(VMS):
+                machine_packages()
             changed = environment()
     except SetupError as fault:
         say(fault.message)
@@ -168,6 +187,21 @@ def host_packages() -> None:
         return
     say(f"installing {len(missing_packages)} host packages: {' '.join(missing_packages)}")
     apt(missing_packages)
+
+
+def machine_packages() -> None:
+    """What virtual machines need. A host that cannot have it is not refused: the lab runs without."""
+    lacking = absent([need.package for need in VM_NEEDS], installed([need.package for need in VM_NEEDS]))
+    if not lacking:
+        return
+    if not (shutil.which("apt-get") and shutil.which("dpkg-query")):
+        say(f"this host has no apt; virtual machines need: {' '.join(lacking)}")
+        return
+    say(f"installing {len(lacking)} host packages for virtual machines: {' '.join(lacking)}")
+    try:
+        apt(lacking)
+    except SetupError as fault:
+        say(f"{fault.message}: labs of virtual machines will not run here; what to do: {fault.hint}")
 
 
 def installed(packages: Sequence[str]) -> str:

@@ -67,7 +67,7 @@ Mebibytes = Annotated[
 ]
 Network = Annotated[str, AfterValidator(_network)]
 Role = Literal["control-plane", "worker"]
-ProviderName = Literal["nspawn"]
+ProviderName = Literal["nspawn", "vagrant"]
 
 
 class _Part(BaseModel):

@@ -14,9 +14,12 @@ from lab.errors import ExitCode, LabError, die
 from lab.labfile import load
 from lab.providers import provider
 from lab.providers.base import STORE_ON_NODE, NodeState
-from lab.render import Rendered, RenderedNode
+from lab.render import Rendered
 from lab.steps import Steps, current_step, side_by_side
 from lab.store import Artifact
+
+#: How long a cluster may take to be healthy, on processors of the host's own.
+CLUSTER_SECONDS = 120.0
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,7 @@ def up(file: Path, steps: Steps) -> Outcome:
     with steps.step("doctor", "Look at the host"):
         _examine(lab)
     with steps.step("artifacts", "Build or reuse the artifacts"):
-        artifacts = builds.build_all(steps)
+        artifacts = builds.build_all(steps, provider=lab.provider)
     with steps.step("keys", "Make the lab's keys and certificates") as step:
         lab.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         step.change(keys.ensure(lab))
@@ -75,7 +78,7 @@ def start(lab: Rendered, steps: Steps) -> Outcome:
     with steps.step("nodes", "Start the nodes"):
         _start(lab, artifacts)
     with steps.step("cluster", "Wait for the cluster") as step:
-        nodes = _cluster(lab, artifacts).wait(step)
+        nodes = _cluster(lab, artifacts).wait(step, CLUSTER_SECONDS * provider(lab).slowness)
     return Outcome(lab, nodes, steps.changed, [step.to_dict() for step in steps.all])
 
 
@@ -97,7 +100,7 @@ def upgrade(file: Path, steps: Steps) -> Outcome:
     if before is None:
         die(f"there is no lab {lab.id} to upgrade", hint="`lab up` makes it", code=ExitCode.NOT_THERE)
     with steps.step("artifacts", "Build or reuse the artifacts"):
-        artifacts = builds.build_all(steps)
+        artifacts = builds.build_all(steps, provider=lab.provider)
     with steps.step("keys", "Renew what is old among keys and certificates") as step:
         step.change(keys.ensure(lab))
         step.change(rendering.write(lab, file.read_text(encoding="utf-8"), on_nodes(artifacts)))
@@ -162,25 +165,21 @@ def _start(lab: Rendered, artifacts: dict[str, Artifact]) -> None:
     step = current_step()
     assert step
     host = provider(lab)
-    image = artifacts["node-image"].path
+    image = artifacts[host.image].path
     step.change(host.create(image, image.parent))
-
-    def start_one(node: RenderedNode) -> int:
-        return host.start(node)
-
-    step.change(side_by_side(start_one, lab.nodes))
+    step.change(host.start_all(lab.nodes))
 
 
 def _provision(lab: Rendered, artifacts: dict[str, Artifact], steps: Steps, playbook: str) -> Outcome:
     with steps.step("provision", "Make them a Kubernetes cluster") as step:
         step.change(provision.provision(lab, playbook, steps).changed)
     with steps.step("cluster", "Wait for the cluster") as step:
-        nodes = _cluster(lab, artifacts).wait(step)
+        nodes = _cluster(lab, artifacts).wait(step, CLUSTER_SECONDS * provider(lab).slowness)
     return Outcome(lab, nodes, steps.changed, [step.to_dict() for step in steps.all])
 
 
 def _require(lab: Rendered, artifacts: dict[str, Artifact]) -> None:
-    if "node-image" not in artifacts or "kubernetes" not in artifacts:
+    if provider(lab).image not in artifacts or "kubernetes" not in artifacts:
         die(
             f"the artifacts that lab {lab.id} runs on are not in the store",
             hint="`lab up` builds them again; the lab's data stays",

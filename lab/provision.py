@@ -28,6 +28,7 @@ from lab import paths, ssh
 from lab.errors import ExitCode, LabError, die
 from lab.files import write_atomic
 from lab.paths import ROOT
+from lab.providers import provider
 from lab.render import Rendered
 from lab.steps import Step, Steps, current_step
 
@@ -75,7 +76,7 @@ def provision(
     options = ["--check", "--diff"] if check else []
     options += ["--tags", tags] if tags else []
     arguments = [playbook, "--inventory", str(inventory), *options]
-    _write_image_names(lab)
+    write_variables(lab)
     home = lab.folder / "ansible"
     home.mkdir(exist_ok=True, mode=0o700)
     ssh.SOCKETS.mkdir(mode=0o700, exist_ok=True)
@@ -95,8 +96,9 @@ def environment(home: Path) -> dict[str, str]:
     }
 
 
-def _write_image_names(lab: Rendered) -> None:
-    """Tell the roles what the lab's images are called: `underpass_images`, short name -> full name.
+def write_variables(lab: Rendered) -> None:
+    """Tell the roles what the lab's images are called (`underpass_images`, short name -> full name), and
+    how many times longer than on the host things take on the nodes (`underpass_slowness`).
 
     The indexes are in the artifacts; a variable beside the inventory saves each role a question to a node.
     """
@@ -117,7 +119,10 @@ def _write_image_names(lab: Rendered) -> None:
         names |= {archive.removesuffix(".tar"): name for archive, name in archives.items()}
     folder = lab.folder / "group_vars"
     folder.mkdir(exist_ok=True, mode=0o700)
-    write_atomic(folder / "all.yaml", yaml.safe_dump({"underpass_images": names}))
+    write_atomic(
+        folder / "all.yaml",
+        yaml.safe_dump({"underpass_images": names, "underpass_slowness": provider(lab).slowness}),
+    )
 
 
 class _Watcher:

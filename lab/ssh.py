@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import shlex
+import socket
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-from lab.errors import ExitCode, die
+from lab.errors import ExitCode, LabError, die
 from lab.render import Rendered, RenderedNode
 from lab.run import Completed, run
 
@@ -67,6 +69,33 @@ def answers(lab: Rendered, node: RenderedNode) -> bool:
     except Exception:
         return False
     return done.status == 0
+
+
+def answers_afresh(lab: Rendered, node: RenderedNode, seconds: float = 20) -> bool:
+    """Whether ssh with the lab's keys, and the node's own host key, gets through now.
+
+    By no shared connection: one to an earlier life of the node could be waiting for a timeout.
+    """
+    try:
+        socket.create_connection((node.address, 22), timeout=2).close()
+    except OSError:
+        return False
+    alone = ["-o", "ControlPath=none", "-o", "BatchMode=yes", "-o", f"ConnectTimeout={seconds:.0f}", "-T"]
+    command = ["ssh", "-F", str(lab.folder / "ssh_config"), *alone, node.address, "--", "true"]
+    try:
+        return run(command, ok=range(256), timeout=seconds).status == 0
+    except LabError:
+        return False
+
+
+_ESCAPES = re.compile(
+    r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\)|[@-Z\\-_])|[\x00-\x08\x0b-\x1f\x7f]"
+)
+
+
+def clean(text: str) -> str:
+    """Console output without cursor movements, colours and other control characters."""
+    return _ESCAPES.sub("", text.replace("\r\n", "\n"))
 
 
 def forget(lab: Rendered) -> None:

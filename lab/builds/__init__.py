@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 
 from lab import paths
-from lab.builds import containers, controller, envoy, gomod, image, nodepython
+from lab.builds import box, containers, controller, envoy, gomod, image, nodepython
 from lab.builds.containers import bookinfo_images, measure, mesh
 from lab.errors import ExitCode, die
 from lab.steps import Steps
@@ -32,22 +32,34 @@ def recipes(store: Store | None = None) -> list[Recipe]:
         mesh.samples_recipe(go["samples"]),
         bookinfo_images.recipe(go["samples"]),
         measure.recipe(proxy),
+        box.recipe(),
     ]
 
 
-def build_all(steps: Steps, only: set[str] | None = None, *, for_bundle: bool = False) -> dict[str, Artifact]:
+def needed(provider: str = "nspawn", *, for_bundle: bool = False) -> list[Recipe]:
+    """The recipes that a lab of `provider` needs; for a bundle also those that a host needs."""
+    return [
+        recipe
+        for recipe in recipes()
+        if recipe.provider in (None, provider)
+        and not recipe.for_tests
+        and (for_bundle or not recipe.for_bundles)
+    ]
+
+
+def build_all(
+    steps: Steps, only: set[str] | None = None, *, for_bundle: bool = False, provider: str = "nspawn"
+) -> dict[str, Artifact]:
     """Build what is not in the store yet, or is found damaged; one step each.
 
     `only` names the artifacts that are asked for; what they need is built too. Without it: all that
-    a lab needs, and with `for_bundle` what setting up another machine needs as well. Returns all
-    that were asked for or needed, by name. Raises `LabError`.
+    a lab of `provider` needs, and with `for_bundle` what setting up another machine needs as well.
+    Returns all that were asked for or needed, by name. Raises `LabError`.
     """
     store = Store()
     known = recipes(store)
     if only is None:
-        only = _of_labs(known) | (
-            {recipe.name for recipe in known if recipe.for_bundles} if for_bundle else set()
-        )
+        only = {recipe.name for recipe in needed(provider, for_bundle=for_bundle)}
     chosen = _with_needs(known, only)
     store.sweep()
     built: dict[str, Artifact] = {}
@@ -63,9 +75,9 @@ def locate() -> dict[str, Artifact]:
     return {artifact.name: artifact for artifact in found if store.there(artifact)}
 
 
-def locate_for_labs() -> dict[str, Artifact]:
-    """Those of `locate` that labs run on, without what measurements, tests and bundles need besides."""
-    ours = _of_labs(recipes())
+def locate_for_labs(provider: str = "nspawn") -> dict[str, Artifact]:
+    """Those of `locate` that labs of `provider` run on, without what measuring, tests and bundles need besides."""
+    ours = {recipe.name for recipe in needed(provider)}
     return {name: artifact for name, artifact in locate().items() if name in ours}
 
 
@@ -83,15 +95,8 @@ def clean() -> int:
     return store.clean(keep | _used_by_labs())
 
 
-def _of_labs(known: list[Recipe]) -> set[str]:
-    """The names of what every lab needs."""
-    return {recipe.name for recipe in known if not (recipe.for_tests or recipe.for_bundles)}
-
-
-def _with_needs(known: list[Recipe], only: set[str] | None) -> list[Recipe]:
-    """The recipes named in `only` (all if None) and those that they need, in order."""
-    if only is None:
-        return known
+def _with_needs(known: list[Recipe], only: set[str]) -> list[Recipe]:
+    """The recipes named in `only` and those that they need, in order."""
     if unknown := only - {recipe.name for recipe in known}:
         die(
             f"no artifact is called {', '.join(sorted(unknown))}",

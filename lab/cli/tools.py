@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from lab import builds, doctor, keys, report, verify
+from lab import builds, doctor, keys, paths, report, verify
 from lab import render as rendering
 from lab.busy import alone
 from lab.cli.context import Context, become_root
@@ -21,6 +21,7 @@ from lab.labfile import LabFile, load
 from lab.lifecycle import on_nodes
 from lab.measure import cli as measure
 from lab.output import Format, emit, table
+from lab.providers.vagrant.plain import for_vagrant
 
 
 class Shell(StrEnum):
@@ -119,7 +120,10 @@ def render(context: typer.Context) -> None:
     with alone(lab.id):
         lab.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         keys.ensure(lab)
-        rendering.write(lab, file.read_text(encoding="utf-8"), on_nodes(builds.locate_for_labs()))
+        artifacts = builds.locate_for_labs(lab.provider)
+        rendering.write(lab, file.read_text(encoding="utf-8"), on_nodes(artifacts))
+        if lab.provider == "vagrant":
+            for_vagrant(lab, artifacts, paths.ROOT)
     emit(rendering.to_json(lab), Format.JSON if options.output is Format.TABLE else options.output)
 
 

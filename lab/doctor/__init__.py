@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 
 from lab import render as rendering
-from lab.doctor import bpf, disks, groups, host, machines, memory, network, subnets
+from lab.doctor import bpf, disks, groups, host, machines, memory, network, subnets, virtual
 from lab.doctor.finding import Finding, Probe
 from lab.labfile import API_VERSION, LabFile
 from lab.render import Rendered
@@ -25,6 +25,15 @@ _ANY = {"apiVersion": API_VERSION, "kind": "Lab", "id": "doctor"}
 def probes(lab: Rendered | None = None) -> list[Probe]:
     """All probes for `lab`, in the order in which they are shown; None for a lab of two nodes."""
     lab = lab or rendering.render(LabFile.model_validate(_ANY))
+    if lab.provider == "vagrant":  # the nodes have a kernel of their own: the host's is not asked
+        general = [probe for probe in host.probes(lab) if probe.id in ("root", "machine", "clock")]
+        return [
+            *general,
+            *disks.room_probes(lab),
+            *memory.probes(lab),
+            *subnets.probes(lab),
+            *virtual.probes(),
+        ]
     return [
         *host.probes(lab),
         *groups.probes(),

@@ -25,6 +25,9 @@ GO_CACHES_BYTES = 4 * GIB
 #: What a node's disk takes with Kubernetes on it and images unpacked (0.4 GiB), and room to work.
 NODE_BYTES = GIB
 RUNNING_NODE_BYTES = GIB // 4
+#: What a virtual machine takes with a snapshot of its memory, and what machines share (box, artifacts).
+MACHINE_BYTES = 4 * GIB
+MACHINE_SHARED_BYTES = 2 * GIB
 
 #: The features that the provider turns off, so that a disk may be put onto a rebuilt image.
 OVERLAY_OPTIONS = "redirect_dir=off,metacopy=off,index=off,xino=off"
@@ -42,8 +45,12 @@ def probes(lab: Rendered) -> list[Probe]:
     return [
         Probe("overlayfs", "overlayfs where the nodes' disks are", overlay),
         Probe("bpffs", "BPF file systems", bpffs),
-        Probe("disk", "Disk space", lambda: room(wants(lab)), root=False),
+        *room_probes(lab),
     ]
+
+
+def room_probes(lab: Rendered) -> list[Probe]:
+    return [Probe("disk", "Disk space", lambda: room(wants(lab)), root=False)]
 
 
 def overlay() -> Seen:
@@ -134,7 +141,7 @@ class Want:
 def wants(lab: Rendered) -> list[Want]:
     """What bringing `lab` up will take: builds that are not in the store yet, and its disks."""
     there = builds.locate()
-    missing = [recipe for recipe in builds.recipes() if recipe.name not in there]
+    missing = [recipe for recipe in builds.needed(lab.provider) if recipe.name not in there]
     found = []
     if missing:
         building = max(recipe.space for recipe in missing)
@@ -144,6 +151,11 @@ def wants(lab: Rendered) -> list[Want]:
         if {recipe.name for recipe in missing} & {"kubernetes", "istio", "coredns", "etcd"}:
             found.append(Want(_go_cache(), GO_CACHES_BYTES, "Go's caches"))
     up = running(lab)
+    if lab.provider == "vagrant":
+        fresh = len(lab.nodes) - up
+        room_ = MACHINE_SHARED_BYTES * bool(fresh) + MACHINE_BYTES * fresh
+        found.append(Want(Path("/var/lib/libvirt"), room_, f"the disks of {len(lab.nodes)} machines"))
+        return found
     size = RUNNING_NODE_BYTES * up + NODE_BYTES * (len(lab.nodes) - up)
     found.append(Want(paths.state(), size, f"the disks of {len(lab.nodes)} nodes"))
     return found

@@ -45,7 +45,7 @@ def probes() -> list[Probe]:
 def programs() -> Seen:
     """Run each program that this lab will call."""
     there = builds.locate()
-    complete = all(recipe.name in there for recipe in builds.recipes())
+    complete = all(recipe.name in there for recipe in builds.needed())
     left_out = _BESIDE | (_TO_BUILD if complete else set())
     wanted = [need for need in NEEDS if need.program and need.program[0] not in left_out]
     missing, seen = [], []

@@ -24,7 +24,7 @@ def memory(lab: Rendered) -> Seen:
     """Compare what is there, and what is free, with what the lab takes."""
     known = _fields(Path("/proc/meminfo").read_text(encoding="ascii"))
     limit = _limit(Path("/proc/self/cgroup").read_text(encoding="ascii"))
-    building = any(recipe.name not in builds.locate() for recipe in builds.recipes())
+    building = any(recipe.name not in builds.locate() for recipe in builds.needed())
     lab_takes = NODE_MIB * len(lab.nodes) + CONTROL_PLANE_MIB
     up = running(lab) == len(lab.nodes)
     takes = max(lab_takes, BUILD_MIB if building else 0)

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 
 from lab.errors import ExitCode, die
 from lab.render import Rendered, RenderedNode
+from lab.steps import side_by_side
 
 #: Where every node finds the artifact store, read only. An artifact is a folder `<name>-<key>` in it.
 STORE_ON_NODE = "/opt/underpass/store"
@@ -37,6 +39,9 @@ class Provider(ABC):
 
     name: str
 
+    #: The artifact that nodes are made from.
+    image: str = "node-image"
+
     #: Whether snapshots are of running nodes, memory included; else of the disks of nodes that are off.
     snapshots_run: bool = False
 
@@ -58,6 +63,10 @@ class Provider(ABC):
     @abstractmethod
     def start(self, node: RenderedNode) -> int:
         """Start the node and wait until it answers on ssh, or fail with its console's tail."""
+
+    def start_all(self, nodes: Sequence[RenderedNode]) -> int:
+        """Start all of `nodes` at once."""
+        return side_by_side(self.start, nodes)
 
     @abstractmethod
     def stop(self, node: RenderedNode, *, force: bool = False) -> int:

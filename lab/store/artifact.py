@@ -100,7 +100,8 @@ class Recipe:
     has the same keys everywhere, so that bundles fit. `needs` names artifacts that `build` reads;
     their keys belong in `inputs`. `space` is what the build takes on disk, in bytes.
     `for_bundles`: no lab needs it where there are registries, but a bundle does. `for_tests`: the
-    project's own suite alone needs it; it is built when it is asked for by name.
+    project's own suite alone needs it; it is built when it is asked for by name. `provider`: only labs
+    of that provider need it.
     """
 
     name: str
@@ -111,6 +112,7 @@ class Recipe:
     space: int = 0
     for_bundles: bool = False
     for_tests: bool = False
+    provider: str | None = None
 
     @property
     def key(self) -> str:

@@ -38,6 +38,7 @@ from ansible.template import trust_as_template
 SUFFIX = ".j2"
 MAPPINGS = ("files", "links", "directories")
 LISTS = ("purge", "secrets")
+READY_SECONDS = 90
 PLAIN = ("name", "state", "units", "timeout", "root")
 
 
@@ -51,6 +52,10 @@ class ActionModule(ActionBase):
         variables = dict(task_vars or {})
         args = self._checked_args()
         call = {key: args[key] for key in PLAIN if key in args}
+        # The inventory knows how fast the nodes are, the role how long a fast one takes.
+        call["timeout"] = round(
+            call.get("timeout", READY_SECONDS) * float(variables.get("underpass_slowness", 1))
+        )
         if call.get("state", "present") == "present":
             call["payload"] = pack(self._entries(args, variables))
         result: dict[str, Any] = self._execute_module(

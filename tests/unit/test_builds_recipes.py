@@ -78,6 +78,12 @@ def test_what_the_suite_alone_needs_is_built_when_it_is_named(built: list[str]) 
     assert set(builds.build_all(Steps(), {"cnitool"})) == {"cnitool"}
 
 
+def test_the_box_is_built_for_labs_of_virtual_machines_alone(built: list[str]) -> None:
+    assert "vm-box" not in builds.build_all(Steps())
+    assert "vm-box" not in builds.build_all(Steps(), for_bundle=True)
+    assert "vm-box" in builds.build_all(Steps(), provider="vagrant")
+
+
 def test_only_some_are_built_with_what_they_need(built: list[str]) -> None:
     builds.build_all(Steps(), {"images"})
     assert set(built) == {"images", "kubernetes", "coredns"}
@@ -122,7 +128,7 @@ def test_a_changed_file_of_the_node_image_is_another_key(
         file.write("192.0.2.1 example\n")
     monkeypatch.setattr(image, "OVERLAY", tmp_path / "overlay")
     after = keys()
-    assert {name for name in before if before[name] != after[name]} == {"node-image", "node-python"}
+    assert {name for name in before if before[name] != after[name]} == {"node-image", "node-python", "vm-box"}
 
 
 def test_a_tree_digest_sees_names_contents_and_executable_bits(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from lab.errors import ExitCode, LabError
 from lab.labfile import LabFile
+from lab.providers.identity import HOST_KEY
 from lab.providers.nspawn import identity, settings
 from lab.providers.nspawn.disks import Disks, Made
 from lab.providers.nspawn.layer import Layer
@@ -24,8 +25,8 @@ def lab(tmp_path: Path) -> Rendered:
     for node in lab.nodes:
         host = lab.folder / "keys" / "hosts" / node.name
         host.mkdir(parents=True)
-        (host / identity.HOST_KEY).write_text(f"key of {node.name}")
-        (host / f"{identity.HOST_KEY}.pub").write_text(f"public key of {node.name}")
+        (host / HOST_KEY).write_text(f"key of {node.name}")
+        (host / f"{HOST_KEY}.pub").write_text(f"public key of {node.name}")
     (lab.folder / "keys" / "ssh.pub").write_text("the lab's public key")
     return lab
 

@@ -9,9 +9,10 @@ from lab.labfile import LabFile
 from lab.providers.base import STORE_ON_NODE
 from lab.providers.nspawn import mounts
 from lab.providers.nspawn.launch import KEEP_TAIL
-from lab.providers.nspawn.machine import ENVIRONMENT, argv, clean
+from lab.providers.nspawn.machine import ENVIRONMENT, argv
 from lab.render import render
 from lab.retry import until
+from lab.ssh import clean
 
 LAB = render(LabFile.model_validate({"apiVersion": "underpass.dev/v1", "kind": "Lab", "id": "unit"}))
 NODE = LAB.nodes[0]

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import select
 import signal
-import socket
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from lab import ssh
 from lab.errors import ExitCode
 from lab.providers.base import STORE_ON_NODE
 from lab.providers.nspawn import launch
@@ -26,10 +25,7 @@ from lab.render import Rendered, RenderedNode
 from lab.retry import until
 from lab.run import run
 
-ANY = range(256)  # exit statuses
-
 PROGRAM = "systemd-nspawn"
-SSH_PORT = 22
 CONSOLE_BYTES = 1024 * 1024
 
 #: The system calls that Kubernetes, BPF and Envoy make beyond nspawn's default.
@@ -46,10 +42,6 @@ ENVIRONMENT = {
     # would stay behind after a power cut.
     "SYSTEMD_NSPAWN_LOCK": "no",
 }
-
-_ESCAPES = re.compile(
-    r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\)|[@-Z\\-_])|[\x00-\x08\x0b-\x1f\x7f]"
-)
 
 
 def argv(node: RenderedNode, root: Path, binds: Mapping[Path, str], store: Path) -> list[str]:
@@ -80,11 +72,6 @@ def argv(node: RenderedNode, root: Path, binds: Mapping[Path, str], store: Path)
 def _escaped(path: Path) -> str:
     """A path as nspawn's --bind wants it: a colon would end it."""
     return str(path).replace("\\", "\\\\").replace(":", "\\:")
-
-
-def clean(text: str) -> str:
-    """Console output without cursor movements, colours and other control characters."""
-    return _ESCAPES.sub("", text.replace("\r\n", "\n"))
 
 
 class Machine:
@@ -172,15 +159,7 @@ class Machine:
 
     def answers(self) -> bool:
         """Whether ssh with the lab's keys, and the node's own host key, gets through now."""
-        try:
-            socket.create_connection((self.node.address, SSH_PORT), timeout=2).close()
-        except OSError:
-            return False
-        # No shared connection: one to an earlier life of the node could be waiting for a timeout.
-        config = self.lab.folder / "ssh_config"
-        alone = ["-o", "ControlPath=none", "-o", "BatchMode=yes", "-T"]
-        done = run(["ssh", "-F", config, *alone, self.node.address, "--", "true"], ok=ANY, timeout=20)
-        return done.status == 0
+        return ssh.answers_afresh(self.lab, self.node)
 
     def wait(self, seconds: float) -> bool:
         """Wait until the node answers or has died; whether it answers."""
@@ -199,7 +178,7 @@ class Machine:
         file = self._disks.console(self.node.name)
         files = [file] if this_boot else [_older(file), file]
         text = "".join(path.read_text("utf-8", errors="replace") for path in files if path.exists())
-        return "\n".join(clean(text).splitlines()[-lines:]) if lines > 0 else ""
+        return "\n".join(ssh.clean(text).splitlines()[-lines:]) if lines > 0 else ""
 
 
 def _older(console: Path) -> Path:

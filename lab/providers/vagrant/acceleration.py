@@ -1,0 +1,95 @@
+"""How this host can run a virtual machine: found out by running one, never by what devices there are.
+
+The guest is a boot sector of ours. It goes the way of every guest, from real to protected mode, and
+says in the latter that it is there, through a port that makes QEMU exit with a status that nothing
+else gives. /dev/kvm may be there, and open, and still not run that.
+"""
+
+from __future__ import annotations
+
+import struct
+import tempfile
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from lab.errors import LabError
+from lab.run import run
+
+QEMU = "qemu-system-x86_64"
+SECONDS = 20.0
+_PORT = 0xF4
+_WORD = 0x31
+#: What isa-debug-exit makes of the word.
+ALIVE = (_WORD << 1) | 1
+
+
+class Acceleration(StrEnum):
+    """What runs the guests' instructions; the names are libvirt's drivers."""
+
+    KVM = "kvm"
+    EMULATION = "qemu"
+
+
+@dataclass(frozen=True)
+class Tried:
+    """Whether a guest ran with each, and what was seen where it did not."""
+
+    kvm: str  # empty if it ran
+    emulation: str
+
+    @property
+    def best(self) -> Acceleration | None:
+        if not self.kvm:
+            return Acceleration.KVM
+        return Acceleration.EMULATION if not self.emulation else None
+
+
+def boot_sector() -> bytes:
+    """512 bytes: enter protected mode, write the word to the port, halt."""
+    origin = 0x7C00
+    table_at, pointer_at, protected_at = 0x40, 0x60, 0x80
+    real = (
+        b"\xfa\x31\xc0\x8e\xd8"  # cli; xor ax, ax; mov ds, ax
+        + b"\x0f\x01\x16"
+        + struct.pack("<H", origin + pointer_at)  # lgdt [pointer]
+        + b"\x0f\x20\xc0\x0c\x01\x0f\x22\xc0"  # mov eax, cr0; or al, 1; mov cr0, eax
+        + b"\xea"
+        + struct.pack("<HH", origin + protected_at, 0x08)  # jmp 0x08:protected
+    )
+    # Null, code and data: flat segments of 4 GiB.
+    table = bytes(8) + bytes.fromhex("ffff0000009acf00") + bytes.fromhex("ffff00000092cf00")
+    pointer = struct.pack("<HI", len(table) - 1, origin + table_at)
+    protected = bytes([0x66, 0xB8, 0x10, 0x00, 0x8E, 0xD8])  # mov ax, 0x10; mov ds, ax
+    protected += bytes([0xB0, _WORD, 0xE6, _PORT, 0xF4, 0xEB, 0xFD])  # out; hlt; again
+    sector = bytearray(512)
+    for place, code in ((0, real), (table_at, table), (pointer_at, pointer), (protected_at, protected)):
+        sector[place : place + len(code)] = code
+    sector[510:] = b"\x55\xaa"
+    return bytes(sector)
+
+
+def tried() -> Tried:
+    """Run a guest by KVM, and where that fails by emulation."""
+    kvm = guest("kvm", "host")
+    return Tried(kvm, "" if not kvm else guest("tcg", "max"))
+
+
+def guest(accelerator: str, cpu: str) -> str:
+    """Run the guest; empty if it said its word, else what was seen."""
+    with tempfile.TemporaryDirectory() as folder:
+        disk = Path(folder, "disk")
+        disk.write_bytes(boot_sector())
+        command = [
+            *(QEMU, "-accel", accelerator, "-cpu", cpu, "-m", "64", "-nodefaults", "-no-user-config"),
+            *("-display", "none", "-no-reboot", "-device", f"isa-debug-exit,iobase={_PORT:#x},iosize=0x4"),
+            *("-drive", f"file={disk},format=raw,if=ide,snapshot=on"),
+        ]
+        try:
+            done = run(command, ok=range(256), timeout=SECONDS)
+        except LabError as fault:
+            return fault.message
+    if done.status == ALIVE:
+        return ""
+    said = (done.stderr.strip().splitlines() or [f"status {done.status}"])[-1]
+    return f"{said}"[:200]

@@ -1,0 +1,36 @@
+"""Making a lab ready for plain `vagrant up`: all that the Vagrantfile refers to, and the way to it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from lab.errors import ExitCode, die
+from lab.providers.vagrant.disks import Disks
+from lab.providers.vagrant.provider import Vagrant
+from lab.provision import write_variables
+from lab.render import Rendered
+from lab.store import Artifact
+
+
+def for_vagrant(lab: Rendered, artifacts: Mapping[str, Artifact], checkout: Path) -> None:
+    """Make disks and networks of `lab`, and let `.vagrant` in the checkout lead to what Vagrant keeps."""
+    box = artifacts.get(Vagrant.image)
+    if box is None:
+        die(
+            "the box for virtual machines is not in the artifact store",
+            hint="lab build, then lab build vm-box",
+            code=ExitCode.ARTIFACT,
+        )
+    Vagrant(lab).create(box.path, box.path.parent)
+    write_variables(lab)
+    link = checkout / ".vagrant"
+    if link.is_symlink() or not link.exists():
+        link.unlink(missing_ok=True)
+        link.symlink_to(Disks(lab).dot)
+        return
+    die(
+        f"{link} is in the way: Vagrant keeps another lab in it",
+        hint="vagrant destroy, remove it, then lab render again",
+        code=ExitCode.HOST,
+    )

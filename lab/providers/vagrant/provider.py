@@ -1,0 +1,306 @@
+"""The provider `vagrant`: every node a virtual machine with a kernel of its own.
+
+Vagrant makes, starts, halts, saves and restores the machines; libvirt is asked directly what there is,
+and removes what Vagrant has lost sight of. Disks that are handed in, networks and the pool are made
+here beforehand: several machines may then start at once, each by a Vagrant of its own.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from lab import ssh
+from lab.errors import ExitCode, LabError, die
+from lab.files import write_atomic
+from lab.providers.base import NodeState, Provider, known_snapshot, new_snapshot
+from lab.providers.vagrant import acceleration, daemons, settings, virsh
+from lab.providers.vagrant.disks import Disks
+from lab.providers.vagrant.machines import Machines
+from lab.render import Rendered, RenderedNode
+from lab.steps import current_step, side_by_side
+
+ANSWER_SECONDS = 30.0  # of a node that runs already
+CONSOLE_BYTES = 256 * 1024
+
+
+class Vagrant(Provider):
+    """The nodes of one lab as virtual machines."""
+
+    name = "vagrant"
+    image = "vm-box"
+    snapshots_run = True
+
+    def __init__(self, lab: Rendered) -> None:
+        super().__init__(lab)
+        self._disks = Disks(lab)
+        self._vagrant = Machines(self._disks)
+
+    @property
+    def slowness(self) -> float:  # type: ignore[override]
+        return float((self._written() or {}).get("slowness", 1.0))
+
+    def create(self, image: Path, store: Path) -> int:
+        if not (image / "underpass.box").is_file():
+            die(f"{image} is no box", hint="`lab build vm-box` builds one", code=ExitCode.ARTIFACT)
+        daemons.ensure()  # not counted: they belong to the host
+        before = self._written()
+        old = {node["name"]: _rendered(node["rendered"]) for node in (before or {}).get("nodes", [])}
+        self._refuse_moves(old)
+        changed = self._disks.make()
+        document = settings.document(self.lab, self._disks, image, self._driver(before))
+        changed += self._remove_dropped(old)
+        changed += self._networks(document)
+        changed += virsh.define_pool(settings.pool(self.lab), self._disks.pool)
+        changed += sum(self._disks.make_identity(node) for node in self.lab.nodes)
+        changed += self._disks.make_store(store)
+        return changed + int(write_atomic(self._disks.settings, settings.dump(document), 0o600))
+
+    def start(self, node: RenderedNode) -> int:
+        self._require_made(node)
+        daemons.ensure()
+        state = virsh.state(node.machine)
+        if state == "paused":
+            virsh.virsh("resume", node.machine)
+            self._step_clocks([node])
+            return 1
+        if state == "running":
+            if self._disks.started_with(node.name) != self._disks.offered():
+                _say(f"{node.name} runs with older artifacts; restarting it")
+            elif self._answers(node, ANSWER_SECONDS):
+                return 0
+            else:
+                _say(f"{node.name} runs but does not answer on ssh; restarting it")
+            self.stop(node)
+            state = "shut off"
+        self._disks.note_start(node.name)
+        with self._first(made=bool(state)):
+            self._vagrant.up(node, self._tail)
+        if not self._answers(node, ANSWER_SECONDS):
+            raise LabError(
+                f"{node.name} is up but does not answer with the lab's keys",
+                details=["the end of its console:", *self.console(node, 30).splitlines()],
+                hint=f"`lab logs --console {node.name}` shows all of its console",
+                code=ExitCode.NODE,
+            )
+        return 1
+
+    def start_all(self, nodes: Sequence[RenderedNode]) -> int:
+        """Those that were never started are made by one Vagrant, which does what they share once."""
+        daemons.ensure()
+        new = [node for node in nodes if not virsh.state(node.machine)]
+        if len(new) < 2 or len(new) < len(self.lab.nodes):
+            return side_by_side(self.start, nodes)
+        for node in new:
+            self._require_made(node)
+            self._disks.note_start(node.name)
+        with self._first(made=False):
+            self._vagrant.up(None, self._tail)
+        return len(new) + side_by_side(self.start, new)
+
+    def stop(self, node: RenderedNode, *, force: bool = False) -> int:
+        state = virsh.state(node.machine)
+        if state in ("", "shut off"):
+            return 0
+        if state == "paused" and not force:
+            virsh.virsh("resume", node.machine)
+        if force:
+            virsh.virsh("destroy", node.machine, ok=range(256))
+        else:
+            self._vagrant.halt(node)
+        return 1
+
+    def reboot(self, node: RenderedNode) -> int:
+        return self.stop(node) + self.start(node)
+
+    def destroy(self) -> int:
+        if not self.leftovers():
+            return 0
+        daemons.ensure()
+        changed = 0
+        for name in sorted(virsh.names("list")):
+            if name.startswith(f"underpass-{self.lab.id}."):
+                changed += virsh.remove_domain(name)
+        for name in (self.lab.switch, settings.management(self.lab)):
+            changed += virsh.remove_network(name)
+        changed += virsh.remove_pool(settings.pool(self.lab))
+        changed += self._disks.remove()
+        ssh.forget(self.lab)
+        daemons.stop_if_idle()
+        return changed
+
+    def status(self, node: RenderedNode) -> NodeState:
+        state = virsh.state(node.machine)
+        if state and state != "shut off":
+            return NodeState.RUNNING
+        made = self._written() or {"nodes": []}
+        there = state or any(other["name"] == node.name for other in made["nodes"])
+        return NodeState.STOPPED if there else NodeState.ABSENT
+
+    def console(self, node: RenderedNode, lines: int = 50) -> str:
+        file = self._disks.console(node.name)
+        if not file.exists() or lines <= 0:
+            return ""
+        text = file.read_bytes()[-CONSOLE_BYTES:].decode("utf-8", errors="replace")
+        return "\n".join(ssh.clean(text).splitlines()[-lines:])
+
+    def leftovers(self) -> list[str]:
+        mine = f"underpass-{self.lab.id}"
+        lines = [f"virtual machine {name}" for name in virsh.names("list") if name.startswith(f"{mine}.")]
+        networks = {self.lab.switch, settings.management(self.lab)}
+        lines += [f"network {name}" for name in virsh.names("net-list") & networks]
+        lines += [f"pool {name}" for name in virsh.names("pool-list") & {settings.pool(self.lab)}]
+        bridges = (self.lab.uplink, settings.management_bridge(self.lab))
+        lines += [f"link {name}" for name in bridges if Path("/sys/class/net", name).exists()]
+        lines += [f"folder {path}" for path in (self._disks.top,) if path.exists()]
+        return sorted(lines)
+
+    def snapshot_save(self, name: str) -> int:
+        new_snapshot(name, self.snapshots())
+        with self._held() as ran:
+            self._vagrant.snapshot_save(name)
+        self._step_clocks(ran)
+        return 1
+
+    def snapshot_restore(self, name: str) -> int:
+        known_snapshot(name, self.snapshots())
+        self._vagrant.snapshot_restore(name)
+        paused = [node for node in self.lab.nodes if virsh.state(node.machine) == "paused"]
+        for node in paused:
+            virsh.virsh("resume", node.machine)
+        self._step_clocks(paused)
+        return 1
+
+    def snapshot_delete(self, name: str) -> int:
+        known_snapshot(name, self.snapshots())
+        self._vagrant.snapshot_delete(name)
+        return 1
+
+    def snapshots(self) -> list[str]:
+        """Those that every node has."""
+        each = [virsh.snapshots(node.machine) for node in self.lab.nodes]
+        return [name for name in each[0] if all(name in other for other in each)]
+
+    # How it is done
+
+    def _written(self) -> dict[str, Any] | None:
+        try:
+            document: dict[str, Any] = json.loads(self._disks.settings.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        return document
+
+    def _driver(self, before: dict[str, Any] | None) -> acceleration.Acceleration:
+        """What runs guests here; a lab stays with what it began with."""
+        if before:
+            return acceleration.Acceleration(before["driver"])
+        seen = acceleration.tried()
+        if seen.best is None:
+            die(
+                "this host runs no virtual machine, neither by KVM nor by emulation",
+                hint="`lab doctor` shows what was seen",
+                code=ExitCode.HOST,
+            )
+        return seen.best
+
+    def _require_made(self, node: RenderedNode) -> None:
+        if self.status(node) is NodeState.ABSENT:
+            die(f"{node.name} was never made", hint="`lab up` makes it", code=ExitCode.NOT_THERE)
+
+    def _networks(self, document: dict[str, Any]) -> int:
+        ours, theirs = document["network"], document["management"]
+        return virsh.define_network(
+            ours["name"], ours["bridge"], ours["gateway"], ours["netmask"], None
+        ) + virsh.define_network(
+            theirs["name"],
+            settings.management_bridge(self.lab),
+            theirs["gateway"],
+            theirs["netmask"],
+            (theirs["first"], theirs["last"]),
+        )
+
+    def _refuse_moves(self, old: dict[str, RenderedNode]) -> None:
+        """A running machine cannot change its address under its cluster's feet."""
+        for node in self.lab.nodes:
+            was = old.get(node.name, node)
+            if was.address != node.address and self.status(was) is NodeState.RUNNING:
+                die(
+                    f"{node.name} runs as {was.address}, and the lab file now makes it {node.address}",
+                    hint="`lab stop` it first, or keep the order of the nodes: new ones go to the end",
+                    code=ExitCode.NODE,
+                )
+
+    def _remove_dropped(self, old: dict[str, RenderedNode]) -> int:
+        now = {node.name for node in self.lab.nodes}
+        changed = 0
+        for name, node in old.items():
+            if name not in now:
+                _say(f"{name} is no longer in the lab file; removing it")
+                self._vagrant.destroy(node)
+                changed += virsh.remove_domain(node.machine) + self._disks.forget(name)
+        return changed
+
+    @contextmanager
+    def _first(self, *, made: bool) -> Iterator[None]:
+        """One at a time while a machine is made: Vagrants share the box and its copy in the pool."""
+        with (self._disks.top / "lock").open("w", encoding="ascii") as file:
+            if not made:
+                fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+    @contextmanager
+    def _held(self) -> Iterator[list[RenderedNode]]:
+        """All running nodes stand still at one moment; they go on at the end."""
+        ran = [node for node in self.lab.nodes if virsh.state(node.machine) == "running"]
+        try:
+            for node in ran:
+                virsh.virsh("suspend", node.machine)
+            yield ran
+        finally:
+            for node in ran:
+                virsh.virsh("resume", node.machine, ok=range(256))
+
+    def _step_clocks(self, nodes: Sequence[RenderedNode]) -> None:
+        """Before anything else: a machine that stood still does not know how long."""
+
+        def step(node: RenderedNode) -> int:
+            if not self._answers(node, ANSWER_SECONDS * self.slowness):
+                die(f"{node.name} does not answer after it stood still", code=ExitCode.NODE)
+            # The connection first: making one takes a while, in which the time goes on.
+            ssh.on_node(self.lab, node, ["true"])
+            ssh.on_node(self.lab, node, ["date", "-s", f"@{time.time():.3f}"])
+            return 0
+
+        ssh.forget(self.lab)
+        side_by_side(step, nodes)
+
+    def _answers(self, node: RenderedNode, seconds: float) -> bool:
+        deadline = time.monotonic() + seconds
+        while not ssh.answers_afresh(self.lab, node, 20 * self.slowness):
+            if time.monotonic() > deadline or virsh.state(node.machine) != "running":
+                return False
+            time.sleep(0.2)
+        return True
+
+    def _tail(self) -> list[str]:
+        """The ends of all consoles, for a fault."""
+        return [
+            line
+            for node in self.lab.nodes
+            for line in (f"the end of {node.name}'s console:", *self.console(node, 15).splitlines())
+        ]
+
+
+def _rendered(fields: dict[str, Any]) -> RenderedNode:
+    return RenderedNode(**{**fields, "roles": tuple(fields["roles"])})
+
+
+def _say(note: str) -> None:
+    step = current_step()
+    if step:
+        step.say(note)

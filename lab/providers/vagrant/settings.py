@@ -1,0 +1,102 @@
+"""What the Vagrantfile reads: all that it says of the machines is worked out here."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from lab.paths import ROOT
+from lab.providers.vagrant.acceleration import Acceleration
+from lab.providers.vagrant.disks import Disks, management_mac, management_range
+from lab.render import Rendered, RenderedNode
+
+#: How many times longer emulated processors take for what nodes do, as waits should be planned.
+SLOWNESS = {Acceleration.KVM: 1.5, Acceleration.EMULATION: 8.0}
+BOOT_SECONDS = 45
+HALT_SECONDS = 60
+#: MiB of a node that the lab file does not limit.
+MEMORY = {True: 3072, False: 2048}  # control plane, others
+
+
+def document(lab: Rendered, disks: Disks, box: Path, driver: Acceleration) -> dict[str, Any]:
+    """The whole of it, as JSON data."""
+    slowness = SLOWNESS[driver]
+    range_ = management_range(lab)
+    return {
+        "lab": lab.id,
+        "driver": driver.value,
+        "cpu_mode": "host-passthrough" if driver is Acceleration.KVM else "maximum",
+        "slowness": slowness,
+        "box": f"underpass-{box.name.rpartition('-')[2]}",
+        "box_file": str(box / "underpass.box"),
+        "box_sha256": (box / "underpass.box.sha256").read_text(encoding="ascii").strip(),
+        "boot_timeout": round(BOOT_SECONDS * slowness),
+        "halt_timeout": round(HALT_SECONDS * slowness),
+        "prefix": f"underpass-{lab.id}.",
+        "pool": pool(lab),
+        "key": str(lab.folder / "keys" / "ssh"),
+        "store": str(disks.store),
+        "management": {
+            "name": management(lab),
+            "address": str(range_),
+            "gateway": str(range_[1]),
+            "netmask": str(range_.netmask),
+            "first": str(range_[2]),
+            "last": str(range_[-2]),
+        },
+        "network": {
+            "name": lab.switch,
+            "bridge": lab.uplink,
+            "gateway": lab.gateway,
+            "netmask": _netmask(lab.prefix_length),
+        },
+        "ansible": {
+            "playbook": str(ROOT / "playbooks" / "up.yaml"),
+            "inventory": str(lab.folder / "inventory.yaml"),
+            "config": str(ROOT / "playbooks" / "ansible.cfg"),
+            "command": str(Path(sys.executable).parent / "ansible-playbook"),
+        },
+        "nodes": [_node(lab, disks, node, driver) for node in lab.nodes],
+    }
+
+
+def _node(lab: Rendered, disks: Disks, node: RenderedNode, driver: Acceleration) -> dict[str, Any]:
+    plane = node == lab.control_plane
+    # Emulated processors share the host's poorly: one each is the quickest.
+    processors = 1 if driver is Acceleration.EMULATION else min(2, os.cpu_count() or 1)
+    return {
+        "name": node.name,
+        "address": node.address,
+        "mac": node.mac.replace(":", ""),
+        "management_mac": management_mac(node),
+        "cpus": max(1, round(node.cpus)) if node.cpus else processors,
+        "memory": node.memory or MEMORY[plane],
+        "identity": str(disks.identity(node.name)),
+        "console": str(disks.console(node.name)),
+        "rendered": asdict(node),
+    }
+
+
+def pool(lab: Rendered) -> str:
+    return f"underpass-{lab.id}"
+
+
+def management(lab: Rendered) -> str:
+    return f"underpass-{lab.id}.vagrant"
+
+
+def management_bridge(lab: Rendered) -> str:
+    return f"up{lab.tag}m"
+
+
+def _netmask(length: int) -> str:
+    bits = (0xFFFFFFFF << (32 - length)) & 0xFFFFFFFF
+    return ".".join(str(bits >> shift & 0xFF) for shift in (24, 16, 8, 0))
+
+
+def dump(settings: dict[str, Any]) -> str:
+    return json.dumps(settings, indent=2) + "\n"
