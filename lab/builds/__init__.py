@@ -76,7 +76,7 @@ def locate() -> dict[str, Artifact]:
 
 
 def locate_for_labs(provider: str = "nspawn") -> dict[str, Artifact]:
-    """Those of `locate` that labs of `provider` run on, without what measuring, tests and bundles need besides."""
+    """Those of `locate` that labs of `provider` run on; not what measuring, tests and bundles need."""
     ours = {recipe.name for recipe in needed(provider)}
     return {name: artifact for name, artifact in locate().items() if name in ours}
 
