@@ -21,12 +21,20 @@ def note(path: str, *words: object) -> None:
         file.write(" ".join(str(word) for word in words) + "\n")
 
 
+def take(connection: socket.socket) -> bytes:
+    """What comes next. An accelerated socket may say EAGAIN once, in place of the reset: docs/redirect.md."""
+    try:
+        return connection.recv(65536)
+    except BlockingIOError:
+        return connection.recv(65536)
+
+
 def talk(connection: socket.socket, peer: tuple[str, int]) -> None:
     """Greet and echo until the connection ends."""
     how = "EOF"
     try:
         connection.sendall(NAME + b" " + peer[0].encode() + b"\n")
-        while data := connection.recv(65536):
+        while data := take(connection):
             connection.sendall(data)
     except OSError as fault:
         how = errno.errorcode.get(fault.errno or 0, "?")
