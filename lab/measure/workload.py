@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from lab import builds, images, ssh
 from lab.builds.containers import measure as image
 from lab.cluster import Cluster
-from lab.errors import ExitCode, die
+from lab.errors import ExitCode, LabError, die
 from lab.measure.shell import Shell
 from lab.render import Rendered, RenderedNode
 from lab.steps import Steps
@@ -157,8 +157,11 @@ def workload(lab: Rendered, cluster: Cluster, namespace: str) -> Iterator[Worklo
     made.create()
     try:
         yield made
-    finally:
-        made.remove(wait=False)
+    except BaseException:
+        with suppress(LabError):  # what ended the measurement is told; the next one clears away what is left
+            made.remove(wait=False)
+        raise
+    made.remove(wait=False)
 
 
 def node_shell(lab: Rendered, node: RenderedNode) -> Shell:
