@@ -115,6 +115,7 @@ from typing import Any  # noqa: E402
 
 from ansible.module_utils.basic import AnsibleModule  # noqa: E402
 from ansible.module_utils.underpass_tree import Fault, Records, Tree, unpack  # noqa: E402
+from ansible.module_utils.underpass_turn import NoTurn, take  # noqa: E402
 from ansible.module_utils.underpass_units import Run, UnitFault, Units  # noqa: E402
 
 TEXT = {"type": "str"}
@@ -191,8 +192,9 @@ def main() -> None:
     part = Part(module.params, module.run_command, check=module.check_mode)
     done: dict[str, Any] = {}
     try:
+        take(module.params["timeout"], module.params["root"])
         done = part.present() if module.params["state"] == "present" else part.absent()
-    except (Fault, UnitFault) as fault:
+    except (Fault, NoTurn, UnitFault) as fault:
         module.fail_json(msg=str(fault), paths=part.tree.changed)
     except OSError as fault:
         module.fail_json(msg=f"{fault.filename or part.name}: {fault.strerror}", paths=part.tree.changed)

@@ -92,6 +92,7 @@ def test_a_report_holds_what_is_needed_and_no_secret(
     command.check("kubectl", "create", "secret", "generic", "carried", f"--from-literal=key={secret}")
     try:
         command.check("kubectl", "apply", "-f", "-", stdin=json.dumps(pod))
+        command.check("kubectl", "wait", "pod/carrier", "--for=condition=Ready", "--timeout=60s")
         archive = Path(command.json("report", "--into", str(tmp_path))["archive"])
     finally:
         command.check("kubectl", "delete", "secret/carried", "pod/carrier", "--ignore-not-found")
@@ -116,12 +117,14 @@ def test_a_report_holds_what_is_needed_and_no_secret(
     for node in lab.nodes:
         assert f"nodes/{node.name}/journal.txt" in names
         assert f"nodes/{node.name}/console.txt" in names
-        for what in ("status", "endpoints", "identities", "services", "maps"):
+        for what in ("status", "identities", "services", "maps"):
             assert json.loads(parts[f"nodes/{node.name}/underpass/{what}.json"])
-        for what in ("policies", "connections"):  # there may be none
+        for what in ("endpoints", "policies", "connections"):  # there may be none on this node
             assert isinstance(json.loads(parts[f"nodes/{node.name}/underpass/{what}.json"]), list | dict)
         flows = [json.loads(line) for line in parts[f"nodes/{node.name}/flows.jsonl"].splitlines()]
         assert flows and all("reason" in flow for flow in flows)
+    endpoints = [json.loads(parts[f"nodes/{node.name}/underpass/endpoints.json"]) for node in lab.nodes]
+    assert [row for rows in endpoints for row in rows if row["pod"] == "default/carrier"]
     assert json.loads(parts["host/versions.json"])["lock"]["kubernetes"] in parts["cluster/versions.txt"]
     assert "cluster/nodes.yaml" in names
     assert any(name.startswith("logs/") for name in names)
