@@ -10,7 +10,6 @@ from queue import Empty, Queue
 from subprocess import PIPE, Popen
 from typing import Any
 
-from kubernetes import watch
 from urllib3.exceptions import HTTPError
 
 from lab import ssh
@@ -117,7 +116,7 @@ def _policy_among(number: int) -> dict[str, Any]:
 def _ready_times(core: Any, namespace: str) -> Iterator[Queue[tuple[str, float]]]:
     """A queue of (pod, when it was seen ready, on the monotonic clock)."""
     became: Queue[tuple[str, float]] = Queue()
-    stream: Any = watch.Watch()  # type: ignore[no-untyped-call]
+    stream = api.watcher()
     told: set[str] = set()
 
     def follow() -> None:
