@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -18,6 +18,7 @@ from lab.measure import agent_cost, bring_up, network, sidecars
 from lab.measure.latency import report
 from lab.measure.latency import run as latency
 from lab.measure.latency.paths import WAYS
+from lab.measure.latency.result import table as table_of
 from lab.measure.machine import machine
 from lab.measure.workload import cluster_of, prepare
 from lab.output import Format, emit, table
@@ -107,7 +108,7 @@ def latency_(
     chosen: Context = context.obj
     if sum((quick, full, tiny)) > 1:
         die("--quick, --full and --tiny exclude each other", code=ExitCode.USAGE)
-    known = [way.name for way in WAYS]
+    known = [*(way.name for way in WAYS), sidecars.NAME]
     if unknown := sorted(set(path or []) - set(known)):
         die(f"no path is called {', '.join(unknown)}", hint=f"known: {', '.join(known)}", code=ExitCode.USAGE)
     lab = chosen.lab()
@@ -117,7 +118,14 @@ def latency_(
     with alone(lab.id):
         steps = chosen.steps(chosen.logs_of(lab.id, "measure"))
         facts = machine()
-        found = latency.measure(lab, prepare(lab, steps), steps, size, path or [])
+        cluster = prepare(lab, steps)
+        found = latency.Outcome()
+        if set(path or known) - {sidecars.NAME}:
+            found = latency.measure(lab, cluster, steps, size, path or [])
+        mesh = sidecars.Found()
+        if sidecars.NAME in path if path else lab.istio_version:
+            mesh = sidecars.measure(lab, cluster, steps, size.rounds, size.seconds)
+            found.rows += mesh.rows
         whole = report.document(
             found.rows,
             machine=facts,
@@ -125,6 +133,7 @@ def latency_(
             versions=found.versions,
             checked=found.checked,
             notes=found.notes,
+            breakdown=sidecars.breakdown(mesh),
         )
         written = report.write(into, whole, found.rows)
     if chosen.output is not Format.TABLE:
@@ -132,6 +141,7 @@ def latency_(
         return
     print(f"{_on()}, {size.rounds} rounds\n")
     table(whole["figures"], ["mode", "name", "value", "unit", "least", "most", "samples", "target", "met"])
+    _breakdown(whole["breakdown"])
     print("".join(f"\n{note}" for note in found.notes))
     print(f"\n{written[0]}")
 
@@ -157,22 +167,31 @@ def footprint(context: typer.Context) -> None:
 def sidecars_(
     context: typer.Context,
     rounds: Annotated[int, typer.Option(min=1, max=99, help="Rounds of each path, taking turns.")] = 9,
-    requests: Annotated[int, typer.Option(min=100, max=100_000, help="Requests in a round.")] = 1000,
+    seconds: Annotated[int, typer.Option(min=1, max=60, help="Seconds of a path in a round.")] = 1,
 ) -> None:
-    """A request through two Istio sidecars of one node, plain and accelerated, in microseconds."""
+    """The part of `latency` about Istio alone: a request through two sidecars, plain and accelerated."""
     become_root()
     chosen: Context = context.obj
     lab = chosen.lab()
-    steps = chosen.steps(chosen.logs_of(lab.id, "measure"))
-    with steps.step("sidecars", "Measure the path through two sidecars") as step:
-        found = sidecars.measure(lab, step, rounds, requests)
+    with alone(lab.id):
+        steps = chosen.steps(chosen.logs_of(lab.id, "measure"))
+        found = sidecars.measure(lab, prepare(lab, steps), steps, rounds, seconds)
+    lines, medians, parts = sidecars.figures(found.rows), table_of(found.rows), sidecars.breakdown(found)
     if chosen.output is not Format.TABLE:
-        emit({"machine": machine(), "id": lab.id, **found}, chosen.output)
+        whole = {"machine": machine(), "id": lab.id, "figures": lines, "medians": medians, "breakdown": parts}
+        emit({**whole, "rows": [row.to_dict() for row in found.rows]}, chosen.output)
         return
-    print(f"{_on()}, {rounds} rounds of {requests}; microseconds")
-    table(found["paths"], ["path", "p50", "p90", "p99", "cpu", "spread", "errors"])
-    print("\naccelerated to plain")
-    table(found["ratios"], ["of", "ratio", "target", "met"])
+    print(f"{_on()}, {rounds} rounds of {seconds} s; microseconds\n")
+    table(medians, ["path", "p50", "p75", "p90", "p99", "p50_least", "p50_most", "rate", "cpu_us", "errors"])
+    print()
+    table(lines, ["name", "value", "unit", "least", "most", "samples", "target", "met"])
+    _breakdown(parts)
+
+
+def _breakdown(parts: list[dict[str, Any]]) -> None:
+    if parts:
+        print("\nwhere the time of a request through two sidecars goes, microseconds")
+        table(parts, ["path", "where", "us", "own_us", "kernel_us"])
 
 
 def _on() -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from lab.cluster import Cluster
 from lab.render import Rendered
 from tests.lab.command import LabCommand
@@ -12,6 +14,7 @@ from tests.lab.waiting import until
 
 PATHS = ("no proxy", "bridge", "in-kernel", "Envoy")
 TINY = ("measure", "latency", "--tiny", *(word for path in PATHS for word in ("--path", path)))
+HOPS = ["client", "client's Envoy", "server's Envoy", "server"]
 
 
 def test_the_graph_is_made_with_paths_that_are_what_they_claim(
@@ -31,6 +34,27 @@ def test_the_graph_is_made_with_paths_that_are_what_they_claim(
     leftovers = [path.name for path in Path("/run/netns").glob(f"{lab.switch}.plain-*")]
     assert leftovers == []
     until(lambda: "underpass-latency" not in _namespaces(cluster), "the measurement's namespace is gone", 120)
+
+
+def test_the_graph_has_istios_sidecars_plain_and_accelerated(
+    lab: Rendered, command: LabCommand, cluster: Cluster, tmp_path: Path
+) -> None:
+    """That each is what it is called, leg by leg, the command asks the agent, and ends if it is not so."""
+    if lab.istio_version is None:
+        pytest.skip("the lab has no Istio")
+    words = ("measure", "latency", "--tiny", "--path", "sidecars", "--into", str(tmp_path / "out"))
+    found: dict[str, Any] = command.json(*words)
+    assert {row["path"]: row["errors"] for row in found["rows"] if row["kind"] == "http"} == {
+        "sidecars, plain": 0,
+        "sidecars, accelerated": 0,
+    }
+    judged = {line["name"].rpartition(", ")[2] for line in found["figures"] if "sidecars" in line["name"]}
+    assert judged == {"p50", "p99", "CPU a request", "errors"}
+    for path in ("sidecars, plain", "sidecars, accelerated"):
+        parts = {line["where"]: line for line in found["breakdown"] if line["path"] == path}
+        assert all(parts[hop]["us"] > 0 for hop in HOPS)
+        assert parts["all programs"]["us"] == pytest.approx(sum(parts[hop]["us"] for hop in HOPS), abs=1)
+    until(lambda: "underpass-sidecars" not in _namespaces(cluster), "its namespace is gone", 120)
 
 
 def test_a_footprint_names_every_component_and_adds_up(lab: Rendered, command: LabCommand) -> None:

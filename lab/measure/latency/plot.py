@@ -9,6 +9,7 @@ from typing import Any
 from lab.measure.latency import post
 from lab.measure.latency.paths import BRIDGE, IN_KERNEL, LARGEST, NO_PROXY, UNIX, WITH_POLICY
 from lab.measure.latency.result import GRAPH_SIZE, MODES, Row, at, medians, percentiles
+from lab.measure.sidecars import ACCELERATED, PLAIN
 
 #: Colours that people who see few of them tell apart (after Okabe and Ito); dashes for who sees none.
 STYLES: dict[str, tuple[str, str, str]] = {
@@ -20,6 +21,8 @@ STYLES: dict[str, tuple[str, str, str]] = {
     "Envoy": ("#d55e00", "-", "^"),
     "HAProxy": ("#cc79a7", "-", "P"),
     "nginx": ("#e69f00", "-", "D"),
+    PLAIN: ("#0072b2", "--", "<"),
+    ACCELERATED: ("#0072b2", "-", ">"),
 }
 SHARES = (50.0, 75.0, 90.0, 99.0)
 

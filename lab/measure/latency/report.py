@@ -8,8 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
+from lab.measure import sidecars
 from lab.measure.latency import plot, post
 from lab.measure.latency.result import GRAPH_SIZE, Row, figures, table
 
@@ -24,6 +23,7 @@ def document(
     versions: Mapping[str, str],
     checked: Mapping[str, bool | None],
     notes: Sequence[str],
+    breakdown: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
     """All of a run as plain data: ratios first."""
     return {
@@ -32,8 +32,9 @@ def document(
         "versions": dict(versions),
         "accelerated": dict(checked),
         "notes": list(notes),
-        "figures": figures(rows),
+        "figures": figures(rows) + sidecars.figures(rows),
         "medians": table(rows),
+        "breakdown": list(breakdown),
         "post": {
             path: {f"p{share:g}": us for share, us in row.items()} for path, row in post.FIGURES.items()
         },
@@ -57,6 +58,8 @@ def write(folder: Path, whole: Mapping[str, Any], rows: Sequence[Row]) -> list[P
 
 def page(whole: Mapping[str, Any], pictures: Sequence[str]) -> str:
     """The report as HTML."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined  # few commands need it
+
     templates = Environment(loader=FileSystemLoader(_HERE), undefined=StrictUndefined, autoescape=True)
     shown = {**whole, "pictures": pictures, "on": on(whole["machine"]), "graph_size": GRAPH_SIZE}
     return templates.get_template("report.html.j2").render(shown)
