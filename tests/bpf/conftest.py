@@ -20,6 +20,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.get_closest_marker("last") is not None)
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What tests have measured by the way, a line each; none of it decided a test."""
+    passed = terminalreporter.stats.get("passed", [])
+    reports = [one for one in passed if one.user_properties and "tests/bpf" in one.nodeid]
+    for report in reports:
+        name = report.nodeid.rpartition("::")[2]
+        told = ", ".join(f"{key}: {value}" for key, value in report.user_properties)
+        terminalreporter.write_line(f"{name}: {told}")
+
+
 @pytest.fixture(scope="session")
 def sandbox() -> Iterator[Sandbox]:
     if os.geteuid():
