@@ -87,6 +87,9 @@ class Agent:
         )
         self._cni = CniServer(settings.run / "cni.sock", self._operations, log, self._metrics.observe_cni)
         self._redirect = RedirectView(self._pins.maps, self._pins.plain_ports, log)
+        self._reader = FlowReader(
+            self._pins.maps.events_fd, self._flows, self._endpoint_name, self._rule_name
+        )
         answers = Answers(
             self.engine, self._ipam, self._plane, self._outbox, self._pins.describe, self._redirect, VERSION
         )
@@ -110,13 +113,12 @@ class Agent:
             self._ipam, reclaim.containerd_sandboxes, self._operations.reclaim, self._log
         )
         collector = IdentityCollector(self._api, self._unused_identities, self._log)
-        reader = FlowReader(self._pins.maps.events_fd, self._flows, self._endpoint_name, self._rule_name)
         for name, body in (
             ("reclaim", reclaimer.run),
             ("identity-gc", collector.run),
             ("revoke", self._revoker.run),
             ("redirect", self._redirect.run),
-            ("flows", reader.run),
+            ("flows", self._reader.run),
             ("conflist", self._install),
         ):
             threading.Thread(target=body, args=(self._stop,), name=name, daemon=True).start()
@@ -228,7 +230,7 @@ class Agent:
             "addresses_held": {"": float(len(self._ipam.all()))},
             "addresses_capacity": {"": float(self._ipam.capacity)},
             "waiting_writes": {"": float(self._outbox.waiting)},
-            "flow_events_lost": {"": float(self._pins.maps.metrics.events_lost())},
+            "flow_events_lost": {"": float(self._pins.maps.metrics.events_lost() + self._reader.foreign)},
         }
 
 

@@ -38,6 +38,8 @@ class FlowReader:
         self._endpoint_name = endpoint_name
         self._rule_name = rule_name
         self._ring = RingReader(descriptor, self._take)
+        #: Events of another size: of programs of another release, and not to be read by this one's layout.
+        self.foreign = 0
         # Event times are of the monotonic clock.
         self._offset = time.time() - time.monotonic()
 
@@ -50,7 +52,9 @@ class FlowReader:
                 self._ring.consume()
 
     def _take(self, raw: bytes) -> None:
-        if self._flows.watched:
+        if len(raw) != FlowEvent.size():
+            self.foreign += 1
+        elif self._flows.watched:
             self._flows.publish(self.describe(FlowEvent.unpack(raw)))
 
     def describe(self, event: FlowEvent) -> dict[str, Any]:

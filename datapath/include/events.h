@@ -75,6 +75,7 @@ static __always_inline void event_emit(struct __sk_buff *skb, const struct confi
 	event->_pad[0] = 0;
 	event->messages = 0;
 	event->bytes = 0;
+	event->latency = 0;
 	ring_submit(event, ring_query(MAP(events), BPF_RB_AVAIL_DATA) >= config->events_wakeup ?
 				   BPF_RB_FORCE_WAKEUP :
 				   BPF_RB_NO_WAKEUP);

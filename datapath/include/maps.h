@@ -5,7 +5,8 @@
  *   MAP_LIST(name, type, key, value, entries, flags, layout version)
  *
  * The layout version is stored beside the pins. A map whose version, type, key or value size differs is refused by
- * the loader; one that differs in its number of entries alone is copied into a new one.
+ * the loader; one that differs in its number of entries alone is copied into a new one. The version of the ring is that
+ * of struct flow_event: raise it with every change there, and the ring is made anew.
  *
  *   map            | key -> value                         | written by       | read by     | an entry dies
  *   ---------------+--------------------------------------+------------------+-------------+----------------------------
@@ -78,7 +79,7 @@
 #define OTHER_MAP_LIST(RULES, MAP_OF_RULES, RING, PROGRAMS) \
 	RULES(rules, LPM_TRIE, policy_key, policy_entry, 16384, BPF_F_NO_PREALLOC, 1) \
 	MAP_OF_RULES(policies, HASH_OF_MAPS, endpoint_id, rules, 4096, BPF_F_NO_PREALLOC, 1) \
-	RING(events, RINGBUF, 0, 0, 1048576, 0, 1) \
+	RING(events, RINGBUF, 0, 0, 1048576, 0, 2) \
 	PROGRAMS(continuations, PROG_ARRAY, 0, 0, 8, 0, 1) \
 	PROGRAMS(senders, PROG_ARRAY, 0, 0, 1, 0, 1) \
 	PROGRAMS(readers, PROG_ARRAY, 0, 0, 1, 0, 1)

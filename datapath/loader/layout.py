@@ -1,8 +1,9 @@
 """Making, re-using and migrating the pinned maps.
 
 A map that is pinned with the layout of this version is used as it is, so connections and tables outlive an
-upgrade. One that differs in its number of entries alone is copied into a new one. Any other difference is
-refused, with the map and the reason, before anything is changed.
+upgrade. One that differs in its number of entries alone is copied into a new one. A ring of another layout
+is made anew: the events that wait in it are lost, no connection is. Any other difference is refused, with the
+map and the reason, before anything is changed.
 """
 
 import os
@@ -54,7 +55,7 @@ def prepare(folder: Path, entries: Mapping[str, int]) -> list[PinnedMap]:
     inner = _create(template, template.entries)
     try:
         return [
-            _prepare_one(spec, folder / spec.name, entries.get(spec.name, spec.entries), inner)
+            _prepare_one(spec, folder / spec.name, entries.get(spec.name, spec.entries), inner, versions)
             for spec in pinned()
         ]
     finally:
@@ -94,7 +95,7 @@ def _fault(spec: MapSpec, path: Path, versions: Mapping[str, int]) -> str | None
     finally:
         os.close(fd)
     version = versions.get(spec.name)
-    if version is not None and version != spec.version:
+    if version is not None and version != spec.version and spec.kind is not MapType.RINGBUF:
         return f"{spec.name} has layout {version}, this version needs {spec.version}"
     found, wanted = _shape(info), (spec.kind, spec.key_size, spec.value_size, spec.flags)
     if found != wanted:
@@ -126,8 +127,12 @@ def _create(spec: MapSpec, entries: int, inner: int = 0) -> int:
     )
 
 
-def _prepare_one(spec: MapSpec, path: Path, entries: int, inner: int) -> PinnedMap:
-    if not path.exists():
+def _prepare_one(
+    spec: MapSpec, path: Path, entries: int, inner: int, versions: Mapping[str, int]
+) -> PinnedMap:
+    # What old programs wrote into a ring must not be read by this version's layout.
+    stale = spec.kind is MapType.RINGBUF and versions.get(spec.name, spec.version) != spec.version
+    if stale or not path.exists():
         return PinnedMap(spec, _create(spec, entries, inner), path, fresh=True)
     old = libbpf.open_pinned(path)
     if libbpf.map_info(old).max_entries == entries:

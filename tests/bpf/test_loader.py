@@ -11,10 +11,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from datapath import attach, libbpf, tables
+from datapath import attach, libbpf, reasons, tables
 from datapath.libbpf import AttachType, MapType
 from datapath.programs import PROGRAMS
-from tests.bpf.counting import wait_for
+from tests.bpf.counting import events, wait_for
 from tests.bpf.fabric import Fabric, Pod
 from tests.bpf.sandbox import Node, Sandbox
 from tests.bpf.talking import connected, receive
@@ -199,6 +199,40 @@ def test_another_layout_version_is_refused_and_nothing_is_touched(home: Node) ->
     assert "conntrack has layout 99, this version needs 1" in done.stderr
     assert "hint:" in done.stderr
     assert program_ids(home) == before
+
+
+def test_a_ring_of_another_layout_is_made_anew_and_no_connection_notices(
+    home: Node, pair: tuple[Pod, Pod]
+) -> None:
+    """What another release's programs wrote is not read by this one's layout: the ring goes."""
+    client, server = pair
+
+    def id_of(name: str) -> int:
+        fd = libbpf.open_pinned(home.pins / "maps" / name)
+        try:
+            return libbpf.map_info(fd).id
+        finally:
+            os.close(fd)
+
+    before = {name: id_of(name) for name in ("events", "conntrack", "streams")}
+    fd = libbpf.open_pinned(home.pins / "maps" / "layouts")
+    libbpf.map_update(fd, tables.MapName(name="events").pack(), tables.LayoutVersion(version=1).pack())
+    os.close(fd)
+    with connected(client.namespace, server, server.address) as connection:
+        connection.echo()
+        home.loader("up", "--force")
+        connection.echo()
+    assert id_of("events") != before["events"]
+    assert {name: id_of(name) for name in ("conntrack", "streams")} == {
+        name: before[name] for name in ("conntrack", "streams")
+    }
+    again = id_of("events")
+    home.loader("up", "--force")
+    assert id_of("events") == again
+    home.reopen()
+    with events(home) as seen, connected(client.namespace, server, server.address) as connection:
+        connection.echo()
+    assert "opened" in {reasons.name_of(event.reason) for event in seen}
 
 
 def test_another_shape_is_refused(home: Node) -> None:

@@ -18,6 +18,7 @@ from agent.flows import FlowReader
 from agent.model.objects import INJECTED_MARK, REDIRECT_ANNOTATION
 from agent.node import command
 from agent.node.answers import AnswerError, Answers
+from agent.node.server import Flows
 from agent.outbox import Outbox
 from agent.planes.base import Change, Kind
 from agent.redirect import explain, selftest
@@ -316,3 +317,15 @@ def test_flows_are_marked_and_carry_their_totals(label: str, marked: bool) -> No
     assert (flow["accelerated"], flow["messages"], flow["bytes"]) == (marked, 7, 700)
     assert "7 messages, 700 bytes from socket to socket, 25.0 us to read" in command.show_flow(flow)
     json.dumps(flow)
+
+
+def test_an_event_of_another_releases_programs_is_not_misread() -> None:
+    """They go on writing until the loader has replaced them; another size is another layout."""
+    reader = FlowReader.__new__(FlowReader)
+    reader.foreign = 0
+    reader._flows = Flows()
+    seen = reader._flows.watch()
+    assert seen
+    reader._take(b"\0" * (tables.FlowEvent.size() - 8))
+    assert reader.foreign == 1
+    assert seen.empty()
