@@ -5,16 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from agent.model.faults import Fault
 from agent.model.objects import Labels
-
-
-class BadSelectorError(ValueError):
-    """A selector that cannot be read. `path` is the field, from the selector's own root."""
-
-    def __init__(self, path: str, reason: str) -> None:
-        super().__init__(f"{path}: {reason}" if path else reason)
-        self.path = path
-        self.reason = reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,63 +46,74 @@ class Selector:
 EVERYTHING = Selector()
 
 
-def parse_selector(document: object, name: Callable[[str], str]) -> Selector:
+def parse_selector(
+    document: object, name: Callable[[str], str], path: str, faults: list[Fault]
+) -> Selector | None:
     """A LabelSelector document (matchLabels, matchExpressions) as a `Selector`.
 
-    `name` turns a key of the document into the key of a label (ValueError if there is none such).
-    Raises BadSelectorError with the path of what cannot be read; an unknown field is a fault, since
-    leaving it out would select more than was meant.
+    `name` turns a key of the document into the key of a label (ValueError if there is none such). Gives None
+    and every fault where something cannot be read: leaving that out would select more than was meant.
     """
     if not isinstance(document, Mapping):
-        raise BadSelectorError("", "a selector must be an object")
-    unknown = sorted(set(document) - {"matchLabels", "matchExpressions"})
-    if unknown:
-        raise BadSelectorError(str(unknown[0]), "unknown field of a selector")
-
-    def key_of(raw: object, path: str) -> str:
-        if not isinstance(raw, str) or not raw:
-            raise BadSelectorError(path, "a key must be a non-empty string")
-        try:
-            return name(raw)
-        except ValueError as fault:
-            raise BadSelectorError(path, str(fault)) from fault
-
-    found: list[Requirement] = []
+        faults.append(Fault(path, "a selector must be an object"))
+        return None
+    before = len(faults)
+    faults.extend(
+        Fault(f"{path}.{field}", "unknown field of a selector")
+        for field in sorted(set(document) - {"matchLabels", "matchExpressions"})
+    )
     labels = document.get("matchLabels") or {}
-    if not isinstance(labels, Mapping):
-        raise BadSelectorError("matchLabels", "must be an object")
-    for key in sorted(labels):
-        path = f"matchLabels.{key}"
-        found.append(Requirement(key_of(key, path), "In", frozenset([_text(labels[key], path)])))
     expressions = document.get("matchExpressions") or []
+    if not isinstance(labels, Mapping):
+        faults.append(Fault(f"{path}.matchLabels", "must be an object"))
+        labels = {}
     if not isinstance(expressions, list):
-        raise BadSelectorError("matchExpressions", "must be a list")
+        faults.append(Fault(f"{path}.matchExpressions", "must be a list"))
+        expressions = []
+    found: list[Requirement] = []
+    for key in sorted(labels):
+        where = f"{path}.matchLabels.{key}"
+        values = _texts([labels[key]], where, faults)
+        found.append(Requirement(_key(key, name, where, faults), "In", values))
     found.extend(
-        _expression(expression, f"matchExpressions[{index}]", key_of)
+        _expression(expression, name, f"{path}.matchExpressions[{index}]", faults)
         for index, expression in enumerate(expressions)
     )
-    return Selector(tuple(found))
+    return Selector(tuple(found)) if len(faults) == before else None
 
 
-def _expression(expression: object, path: str, key_of: Callable[[object, str], str]) -> Requirement:
-    if not isinstance(expression, Mapping):
-        raise BadSelectorError(path, "must be an object")
-    key = key_of(expression.get("key"), f"{path}.key")
-    operator = expression.get("operator")
-    values = expression.get("values") or []
+def _expression(document: object, name: Callable[[str], str], path: str, faults: list[Fault]) -> Requirement:
+    if not isinstance(document, Mapping):
+        faults.append(Fault(path, "must be an object"))
+        return Requirement("", "")
+    key = _key(document.get("key"), name, f"{path}.key", faults)
+    operator = str(document.get("operator"))
+    values = document.get("values") or []
     if operator not in ("In", "NotIn", "Exists", "DoesNotExist"):
-        raise BadSelectorError(f"{path}.operator", f"unknown operator {operator!r}")
+        faults.append(Fault(f"{path}.operator", f"unknown operator {operator!r}"))
     if not isinstance(values, list):
-        raise BadSelectorError(f"{path}.values", "must be a list")
+        faults.append(Fault(f"{path}.values", "must be a list"))
+        return Requirement("", "")
     if operator in ("In", "NotIn") and not values:
-        raise BadSelectorError(f"{path}.values", f"{operator} needs values")
+        faults.append(Fault(f"{path}.values", f"{operator} needs values"))
     if operator in ("Exists", "DoesNotExist") and values:
-        raise BadSelectorError(f"{path}.values", f"{operator} takes no values")
-    texts = frozenset(_text(value, f"{path}.values") for value in values)
-    return Requirement(key, operator, texts)
+        faults.append(Fault(f"{path}.values", f"{operator} takes no values"))
+    return Requirement(key, operator, _texts(values, f"{path}.values", faults))
 
 
-def _text(value: object, path: str) -> str:
-    if not isinstance(value, str):
-        raise BadSelectorError(path, "a value must be a string")
-    return value
+def _key(raw: object, name: Callable[[str], str], path: str, faults: list[Fault]) -> str:
+    if not isinstance(raw, str) or not raw:
+        faults.append(Fault(path, "a key must be a non-empty string"))
+        return ""
+    try:
+        return name(raw)
+    except ValueError as fault:
+        faults.append(Fault(path, str(fault)))
+        return ""
+
+
+def _texts(values: list[object], path: str, faults: list[Fault]) -> frozenset[str]:
+    texts = frozenset(value for value in values if isinstance(value, str))
+    if not all(isinstance(value, str) for value in values):
+        faults.append(Fault(path, "a value must be a string"))
+    return texts

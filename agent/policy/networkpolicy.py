@@ -8,22 +8,18 @@ whoever holds it; when its `except` leaves nothing, it matches nobody.
 from __future__ import annotations
 
 from agent.identity.labels import NAMESPACE_KEY, NAMESPACE_LABEL_PREFIX, SOURCE
-from agent.model.labels import BadSelectorError, Requirement, Selector, parse_selector
+from agent.model.faults import Fault, known_fields, list_at
+from agent.model.labels import Requirement, Selector, parse_selector
 from agent.model.objects import PolicySource, Protocol
 from agent.policy.rules import (
-    AddressPeers,
     Direction,
-    Fault,
-    FieldError,
     Parsed,
     Peer,
     Policy,
     PortRange,
     Rule,
     SelectedPeers,
-    known_fields,
-    list_at,
-    network_at,
+    block_at,
 )
 
 _PEERS = {Direction.INGRESS: "from", Direction.EGRESS: "to"}
@@ -31,25 +27,24 @@ _PEERS = {Direction.INGRESS: "from", Direction.EGRESS: "to"}
 
 def parse(source: PolicySource) -> Parsed:
     """The policy of a NetworkPolicy resource."""
-    spec = source.document.get("spec")
-    if not isinstance(spec, dict):
-        return Parsed((), (Fault("spec", "must be an object"),))
-    try:
-        chosen = parse_selector(spec.get("podSelector") or {}, SOURCE.__add__)
-    except BadSelectorError as fault:
-        return Parsed((), (Fault(f"spec.podSelector.{fault.path}", fault.reason),))
-    subjects = Selector((_in_namespace(source.name.namespace),)).both(chosen)
+    faults: list[Fault] = []
+    spec = known_fields(
+        source.document.get("spec"), ("podSelector", "policyTypes", "ingress", "egress"), "spec", faults
+    )
+    if not isinstance(source.document.get("spec"), dict):
+        return Parsed((), tuple(faults))
+    chosen = parse_selector(spec.get("podSelector") or {}, SOURCE.__add__, "spec.podSelector", faults)
     isolates = _isolates(spec)
-    rules: tuple[Rule, ...] = ()
-    faults: tuple[Fault, ...] = ()
-    try:
-        known_fields(spec, ("podSelector", "policyTypes", "ingress", "egress"), "spec")
-        rules = tuple(
-            rule for direction in sorted(isolates) for rule in _rules(spec, direction, source.name.namespace)
-        )
-    except FieldError as fault:
-        faults = (fault.fault,)
-    return Parsed((Policy("NetworkPolicy", source.name, 0, subjects, isolates, rules),), faults)
+    rules = tuple(
+        rule
+        for direction in sorted(isolates)
+        for rule in _rules(spec, direction, source.name.namespace, faults)
+    )
+    if chosen is None:
+        return Parsed((), tuple(faults))
+    subjects = Selector((_in_namespace(source.name.namespace),)).both(chosen)
+    kept = () if faults else rules
+    return Parsed((Policy("NetworkPolicy", source.name, 0, subjects, isolates, kept),), tuple(faults))
 
 
 def _in_namespace(namespace: str) -> Requirement:
@@ -63,27 +58,27 @@ def _isolates(spec: dict[str, object]) -> frozenset[Direction]:
     return frozenset(Direction) if spec.get("egress") else frozenset({Direction.INGRESS})
 
 
-def _rules(spec: dict[str, object], direction: Direction, namespace: str) -> list[Rule]:
-    peers_field = _PEERS[direction]
+def _rules(spec: dict[str, object], direction: Direction, namespace: str, faults: list[Fault]) -> list[Rule]:
+    field = _PEERS[direction]
     found: list[Rule] = []
-    for index, item in enumerate(list_at(spec, direction.value, "spec") or []):
+    for index, item in enumerate(list_at(spec, direction.value, "spec", faults) or []):
         path = f"spec.{direction}[{index}]"
-        fields = known_fields(item, (peers_field, "ports"), path)
-        peers = list_at(fields, peers_field, path)
-        ports = list_at(fields, "ports", path)
+        fields = known_fields(item, (field, "ports"), path, faults)
+        peers = [
+            peer
+            for at, one in enumerate(list_at(fields, field, path, faults) or [])
+            for peer in _peer(one, f"{path}.{field}[{at}]", namespace, faults)
+        ]
+        ports = [
+            port
+            for at, one in enumerate(list_at(fields, "ports", path, faults) or [])
+            for port in _port(one, f"{path}.ports[{at}]", faults)
+        ]
         found.append(
             Rule(
                 direction=direction,
-                peers=tuple(
-                    peer
-                    for at, one in enumerate(peers)
-                    for peer in _peer(one, f"{path}.{peers_field}[{at}]", namespace)
-                )
-                if peers
-                else None,
-                ports=tuple(_port(one, f"{path}.ports[{at}]") for at, one in enumerate(ports))
-                if ports
-                else None,
+                peers=tuple(peers) if fields.get(field) else None,
+                ports=tuple(ports) if fields.get("ports") else None,
                 deny=False,
                 path=path,
             )
@@ -91,64 +86,53 @@ def _rules(spec: dict[str, object], direction: Direction, namespace: str) -> lis
     return found
 
 
-def _peer(item: object, path: str, namespace: str) -> list[Peer]:
-    """The peer; none for a block of IPv6 addresses."""
-    fields = known_fields(item, ("podSelector", "namespaceSelector", "ipBlock"), path)
+def _peer(item: object, path: str, namespace: str, faults: list[Fault]) -> list[Peer]:
+    """The peer; none for a block of IPv6 addresses, and for a fault."""
+    before = len(faults)
+    fields = known_fields(item, ("podSelector", "namespaceSelector", "ipBlock"), path, faults)
     pods, namespaces, block = (fields.get(n) for n in ("podSelector", "namespaceSelector", "ipBlock"))
     if block is not None:
         if pods is not None or namespaces is not None:
-            raise FieldError(f"{path}.ipBlock", "cannot stand beside a selector")
-        return _block(block, f"{path}.ipBlock")
+            faults.append(Fault(f"{path}.ipBlock", "cannot stand beside a selector"))
+        return block_at(block, f"{path}.ipBlock", everybody=True, faults=faults)
     if pods is None and namespaces is None:
-        raise FieldError(path, "an empty peer")
-    try:
-        where = (
-            Selector((_in_namespace(namespace),))
-            if namespaces is None
-            # Some namespace: without this, an empty selector would match what is no pod at all.
-            else Selector((Requirement(NAMESPACE_KEY, "Exists"),)).both(
-                parse_selector(namespaces, NAMESPACE_LABEL_PREFIX.__add__)
-            )
-        )
-    except BadSelectorError as fault:
-        raise FieldError(f"{path}.namespaceSelector.{fault.path}", fault.reason) from fault
-    try:
-        return [SelectedPeers(where.both(parse_selector(pods or {}, SOURCE.__add__)))]
-    except BadSelectorError as fault:
-        raise FieldError(f"{path}.podSelector.{fault.path}", fault.reason) from fault
-
-
-def _block(block: object, path: str) -> list[Peer]:
-    fields = known_fields(block, ("cidr", "except"), path)
-    network = network_at(fields.get("cidr"), f"{path}.cidr")
-    excepts = [
-        network_at(text, f"{path}.except[{index}]")
-        for index, text in enumerate(list_at(fields, "except", path) or [])
-    ]
-    if network is None:
+        if len(faults) == before:
+            faults.append(Fault(path, "an empty peer"))
         return []
-    return [AddressPeers(network, tuple(e for e in excepts if e is not None), everybody=True)]
+    where: Selector | None = Selector((_in_namespace(namespace),))
+    if namespaces is not None:
+        where = parse_selector(
+            namespaces, NAMESPACE_LABEL_PREFIX.__add__, f"{path}.namespaceSelector", faults
+        )
+        # Some namespace: without this, an empty selector would match what is no pod at all.
+        where = where and Selector((Requirement(NAMESPACE_KEY, "Exists"),)).both(where)
+    chosen = parse_selector(pods or {}, SOURCE.__add__, f"{path}.podSelector", faults)
+    return [SelectedPeers(where.both(chosen))] if where and chosen else []
 
 
-def _port(item: object, path: str) -> PortRange:
-    fields = known_fields(item, ("protocol", "port", "endPort"), path)
-    try:
-        protocol = Protocol(str(fields.get("protocol") or "TCP"))
-    except ValueError as fault:
-        raise FieldError(f"{path}.protocol", f"unknown protocol {fields.get('protocol')!r}") from fault
+def _port(item: object, path: str, faults: list[Fault]) -> list[PortRange]:
+    """The ports; none for a fault."""
+    fields = known_fields(item, ("protocol", "port", "endPort"), path, faults)
+    before = len(faults)
+    name = str(fields.get("protocol") or "TCP")
+    if name not in set(Protocol):
+        faults.append(Fault(f"{path}.protocol", f"unknown protocol {name!r}"))
     port, last = fields.get("port"), fields.get("endPort")
-    if port is None:
-        if last is not None:
-            raise FieldError(f"{path}.endPort", "needs a port")
-        return PortRange(protocol)
+    if port is None and last is not None:
+        faults.append(Fault(f"{path}.endPort", "needs a port"))
+    elif isinstance(port, str) and last is not None:
+        faults.append(Fault(f"{path}.endPort", "cannot be used with a named port"))
+    elif isinstance(port, int) and not 0 < port < 65536:
+        faults.append(Fault(f"{path}.port", f"not a port: {port!r}"))
+    elif isinstance(port, int) and last is not None and not (isinstance(last, int) and port <= last < 65536):
+        faults.append(Fault(f"{path}.endPort", f"not a port at or above {port}: {last!r}"))
+    elif port is not None and not isinstance(port, int | str):
+        faults.append(Fault(f"{path}.port", f"not a port: {port!r}"))
+    if len(faults) > before:
+        return []
+    protocol = Protocol(name)
     if isinstance(port, str):
-        if last is not None:
-            raise FieldError(f"{path}.endPort", "cannot be used with a named port")
-        return PortRange(protocol, name=port)
-    if not isinstance(port, int) or not 0 < port < 65536:
-        raise FieldError(f"{path}.port", f"not a port: {port!r}")
-    if last is None:
-        return PortRange(protocol, port, port)
-    if not isinstance(last, int) or not port <= last < 65536:
-        raise FieldError(f"{path}.endPort", f"not a port at or above {port}: {last!r}")
-    return PortRange(protocol, port, last)
+        return [PortRange(protocol, name=port)]
+    if not isinstance(port, int):
+        return [PortRange(protocol)]
+    return [PortRange(protocol, port, last if isinstance(last, int) else port)]

@@ -6,11 +6,11 @@ Traffic of an isolated subject passes when some rule allows it and no rule denie
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from ipaddress import IPv4Network
+from ipaddress import IPv4Network, ip_network
 
+from agent.model.faults import Fault, known_fields, list_at
 from agent.model.labels import Selector
 from agent.model.objects import Name, Protocol
 
@@ -95,17 +95,6 @@ class Rule:
 
 
 @dataclass(frozen=True, slots=True)
-class Fault:
-    """A part of a policy that is not supported or not readable."""
-
-    path: str
-    reason: str
-
-    def __str__(self) -> str:
-        return f"{self.path}: {self.reason}"
-
-
-@dataclass(frozen=True, slots=True)
 class Policy:
     """A policy as it is enforced. One that has faults holds no rules, only what it isolates.
 
@@ -138,40 +127,27 @@ class Parsed:
         return not self.faults
 
 
-class FieldError(ValueError):
-    """A field that cannot be enforced. `path` is complete from the policy's root."""
-
-    def __init__(self, path: str, reason: str) -> None:
-        super().__init__(f"{path}: {reason}")
-        self.fault = Fault(path, reason)
-
-
-def known_fields(document: object, known: Sequence[str], path: str) -> dict[str, object]:
-    """`document` as an object without fields other than `known`. Raises FieldError for the first."""
-    if not isinstance(document, dict):
-        raise FieldError(path, "must be an object")
-    for name, value in document.items():
-        if name not in known and value not in (None, [], {}):
-            raise FieldError(f"{path}.{name}", "field is not supported")
-    return document
-
-
-def list_at(document: dict[str, object], name: str, path: str) -> list[object] | None:
-    """The list in field `name`; None where the field is absent. Raises FieldError."""
-    value = document.get(name)
-    if value is None:
-        return None
-    if not isinstance(value, list):
-        raise FieldError(f"{path}.{name}", "must be a list")
-    return value
-
-
-def network_at(text: object, path: str) -> IPv4Network | None:
-    """An IPv4 network; None for an IPv6 one, which no address here can match. Raises FieldError."""
-    import ipaddress
-
+def network_at(text: object, path: str, faults: list[Fault]) -> IPv4Network | None:
+    """An IPv4 network; None for an IPv6 one, which no address here can match, and for a fault."""
     try:
-        network = ipaddress.ip_network(text if isinstance(text, str) else "", strict=False)
-    except ValueError as fault:
-        raise FieldError(path, f"not an address range: {text!r}") from fault
+        network = ip_network(text if isinstance(text, str) else "", strict=False)
+    except ValueError:
+        faults.append(Fault(path, f"not an address range: {text!r}"))
+        return None
     return network if isinstance(network, IPv4Network) else None
+
+
+def block_at(document: object, path: str, *, everybody: bool, faults: list[Fault]) -> list[Peer]:
+    """The peers of a `cidr` with `except`; none for a block of IPv6 addresses, and for a fault."""
+    before = len(faults)
+    fields = known_fields(document, ("cidr", "except"), path, faults)
+    if len(faults) > before and "cidr" not in fields:
+        return []  # what stands in its place has been told
+    network = network_at(fields.get("cidr"), f"{path}.cidr", faults)
+    excepts = [
+        network_at(text, f"{path}.except[{index}]", faults)
+        for index, text in enumerate(list_at(fields, "except", path, faults) or [])
+    ]
+    if network is None:
+        return []
+    return [AddressPeers(network, tuple(e for e in excepts if e is not None), everybody)]

@@ -8,11 +8,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from agent.endpoints import LocalEndpoint
+from agent.model.faults import Fault
 from agent.model.objects import Name, PolicySource
-from agent.policy.rules import Fault
 
 CILIUM = "/apis/cilium.io/v2"
 COMPONENT = "underpass-agent"
+_EVENT_LIMIT = 1000  # characters; the API takes 1024. A policy's status holds all of it.
 _COLLECTIONS = {
     "CiliumNetworkPolicy": "ciliumnetworkpolicies",
     "CiliumClusterwideNetworkPolicy": "ciliumclusterwidenetworkpolicies",
@@ -140,7 +141,7 @@ def event_document(
         "metadata": {"name": f"{source.name.name}.{digest}", "namespace": namespace},
         "involvedObject": involved,
         "reason": "PolicyNotSupported" if readable else "PolicyUnreadable",
-        "message": message[:1000],
+        "message": message if len(message) <= _EVENT_LIMIT else f"{message[: _EVENT_LIMIT - 4]} ...",
         "type": "Warning",
         "source": {"component": COMPONENT, "host": node},
         "firstTimestamp": time,

@@ -7,6 +7,8 @@
  * - A packet of a known connection passes while policy revision and peer identity are those of its verdict; when one
  *   has moved, the connection is judged again in the direction it was opened. No longer allowed: it is marked
  *   revoked, and the caller has both ends reset (TCP) or drops (all else).
+ * - Revoked is final for TCP, whose ends have been told. A flow of another protocol is judged again when policy moves
+ *   again: its ends know nothing, and go on with the same ports. The mark keeps a late reply from opening it anew.
  * - A SYN is always judged: it opens a new connection, even on a tuple that was in use.
  * - Anything else is judged as the first packet of a connection.
  * - From the node's own processes everything passes (probes must not depend on policy).
@@ -99,24 +101,31 @@ static __always_inline int admit(struct __sk_buff *skb, const struct config *con
 
 		admission->flags = flags;
 		admission->opened = entry->direction;
-		if (unlikely(flags & CONNTRACK_REVOKED)) {
+		if (unlikely((flags & CONNTRACK_REVOKED) && packet->protocol == PROTOCOL_TCP)) {
 			/* Resets may travel; whatever else comes is answered by one. */
 			return packet_is_reset(packet) ? 0 : REASON_CONNECTION_REVOKED;
 		}
+		FORGET(config, flags);
 		if (unlikely(entry->revision != revision ||
 			     (entry->peer_identity != admission->identity && !(flags & CONNTRACK_FROM_HOST)))) {
 			reason = admit_judge(packet, admission, entry->direction, 0, flags, &found);
+			entry->revision = revision;
+			entry->peer_identity = admission->identity;
 			if (reason) {
+				if (flags & CONNTRACK_REVOKED)
+					return REASON_CONNECTION_REVOKED;
 				entry->flags = flags | CONNTRACK_REVOKED;
 				entry->verdict = VERDICT_DENY;
 				entry->expires = now + config->close_timeout * SECOND_NS;
 				admit_report(skb, config, packet, admission, &found, REASON_CONNECTION_REVOKED);
 				return REASON_CONNECTION_REVOKED;
 			}
-			entry->revision = revision;
-			entry->peer_identity = admission->identity;
+			entry->flags = flags & ~CONNTRACK_REVOKED;
+			entry->verdict = VERDICT_ALLOW;
 			entry->rule = found.rule;
 			entry->rule_set = found.rule_set;
+		} else if (unlikely(flags & CONNTRACK_REVOKED)) {
+			return REASON_CONNECTION_REVOKED;
 		}
 		if (conntrack_touch(config, entry, packet, admission->direction, now)) {
 			found.rule = entry->rule;

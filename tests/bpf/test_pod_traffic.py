@@ -337,6 +337,42 @@ def test_a_datagram_flow_that_is_revoked_stops(client: Pod, server: Pod) -> None
         assert sent_by(client, frame).action == DROP
 
 
+def test_a_revoked_datagram_flow_goes_on_once_policy_allows_it_again(client: Pod, server: Pod) -> None:
+    """Its ends know nothing of the revocation and keep their ports: no time has to pass."""
+    frame = frame_from(client, server.address, UDP(sport=4000, dport=53))
+    assert sent_by(client, frame).action == REDIRECT
+    client.set_policy({any_key(Direction.INGRESS): ALLOW})
+    for _ in range(2):
+        assert sent_by(client, frame).action == DROP
+    client.set_policy({any_key(Direction.INGRESS): ALLOW, port_key(Direction.EGRESS, 17, 54): ALLOW})
+    with counted(client.node, "CONNECTION_REVOKED", Place.POD_EGRESS):
+        assert sent_by(client, frame).action == DROP, "a change that does not allow it does not open it"
+    client.set_policy(OPEN)
+    assert sent_by(client, frame).action == REDIRECT
+    assert sent_by(server, frame_from(server, client.address, UDP(sport=53, dport=4000))).action == REDIRECT
+
+
+def test_a_late_answer_does_not_open_a_revoked_flow(client: Pod, server: Pod) -> None:
+    """It is judged in the direction in which the flow was opened, also after the policy has moved again."""
+    assert sent_by(client, frame_from(client, server.address, UDP(sport=4000, dport=53))).action == REDIRECT
+    answer = frame_from(server, client.address, UDP(sport=53, dport=4000))
+    for number in range(2):
+        client.set_policy({any_key(Direction.INGRESS): ALLOW, port_key(Direction.EGRESS, 17, number): ALLOW})
+        with counted(client.node, "CONNECTION_REVOKED", Place.POD_EGRESS):
+            assert sent_by(server, answer).action == DROP
+
+
+def test_a_revoked_connection_stays_so_whatever_policy_says_later(client: Pod, server: Pod) -> None:
+    """The ends of a TCP connection have been sent resets: one that missed its own must not go on alone."""
+    assert sent_by(client, frame_from(client, server.address, SYN)).action == REDIRECT
+    data = frame_from(client, server.address, TCP(sport=40000, dport=80, flags="A", seq=101, ack=1))
+    client.set_policy({any_key(Direction.INGRESS): ALLOW})
+    with counted(client.node, "CONNECTION_REVOKED", Place.POD_EGRESS, 2):
+        sent_by(client, data)
+        client.set_policy(OPEN)
+        sent_by(client, data)
+
+
 def test_a_change_of_the_peers_identity_has_the_flow_judged_again(client: Pod, server: Pod) -> None:
     client.set_policy({any_key(Direction.EGRESS, server.identity): ALLOW})
     frame = frame_from(client, server.address, UDP(sport=4000, dport=53))

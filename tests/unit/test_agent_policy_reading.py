@@ -58,6 +58,58 @@ def test_an_unsupported_field_is_named_and_its_direction_is_closed(rule: dict[st
     assert policy.rules == ()
 
 
+def test_every_fault_of_a_policy_is_named_with_its_path() -> None:
+    """Whoever mends a policy wants to mend it once."""
+    parsed = read(
+        {
+            "endpointSelector": {},
+            "log": {"value": "seen"},
+            "enableDefaultDeny": {"egress": "perhaps"},
+            "ingress": [
+                {
+                    "fromEndpoints": [{"matchLabels": {"a": 5, "fqdn:x": "y"}, "matchFancy": 1}],
+                    "fromRequires": [{}],
+                    "authentication": {"mode": "required"},
+                    "toPorts": [
+                        {
+                            "ports": [{"port": "70000", "protocol": "QUIC"}, {"port": "web", "endPort": 9}],
+                            "rules": {"http": [{}]},
+                            "serverNames": ["x"],
+                        }
+                    ],
+                },
+                {"fromCIDRSet": [{"cidr": "x", "except": ["y", "z"]}], "fromEntities": ["martians"]},
+            ],
+            "egressDeny": [{"toFQDNs": [{"matchName": "x"}]}, {"toNodes": [{"a": "b"}]}],
+        }
+    )
+    first, second = "spec.ingress[0]", "spec.ingress[1]"
+    assert {fault.path for fault in parsed.faults} == {
+        "spec.log",
+        "spec.enableDefaultDeny.egress",
+        f"{first}.fromRequires",
+        f"{first}.authentication",
+        f"{first}.fromEndpoints[0].matchLabels.a",
+        f"{first}.fromEndpoints[0].matchLabels.fqdn:x",
+        f"{first}.fromEndpoints[0].matchFancy",
+        f"{first}.toPorts[0].rules",
+        f"{first}.toPorts[0].serverNames",
+        f"{first}.toPorts[0].ports[0].protocol",
+        f"{first}.toPorts[0].ports[0].port",
+        f"{first}.toPorts[0].ports[1].endPort",
+        f"{second}.fromCIDRSet",
+        f"{second}.fromCIDRSet[0].cidr",
+        f"{second}.fromCIDRSet[0].except[0]",
+        f"{second}.fromCIDRSet[0].except[1]",
+        f"{second}.fromEntities[0]",
+        "spec.egressDeny[0].toFQDNs",
+        "spec.egressDeny[1].toNodes",
+    }
+    policy = parsed.policies[0]
+    assert policy.isolates == {Direction.INGRESS, Direction.EGRESS}
+    assert [(rule.deny, rule.peers) for rule in policy.rules] == [(True, None)] * 2
+
+
 def test_egress_fields_that_are_not_supported_close_egress_alone() -> None:
     parsed = read({"endpointSelector": {}, "egress": [{"toFQDNs": [{"matchName": "x"}]}]})
     assert [fault.path for fault in parsed.faults] == ["spec.egress[0].toFQDNs"]
@@ -76,7 +128,7 @@ def test_egress_fields_that_are_not_supported_close_egress_alone() -> None:
 )
 def test_a_subject_selector_that_cannot_be_read_closes_nothing(selector: object) -> None:
     parsed = read({"endpointSelector": selector, "ingress": [{}]})
-    assert parsed.faults
+    assert parsed.faults[0].path.startswith("spec.endpointSelector")
     assert parsed.policies == ()
 
 
@@ -180,6 +232,26 @@ def test_a_network_policy_that_cannot_be_read_closes_what_it_selects(spec: dict[
     assert parsed.faults[0].path.startswith("spec.ingress[0]")
     assert parsed.policies[0].isolates == {Direction.INGRESS}
     assert parsed.policies[0].rules == ()
+
+
+def test_every_fault_of_a_network_policy_is_named() -> None:
+    parsed = read(
+        {
+            "podSelector": {},
+            "ingress": [
+                {"from": [{"ipBlock": {"cidr": "x"}}, {}], "ports": [{"port": 90, "endPort": 80}]},
+                {"from": [{"podSelector": {"matchFancy": 1}, "namespaceSelector": {"matchLabels": 1}}]},
+            ],
+        },
+        "NetworkPolicy",
+    )
+    assert [fault.path for fault in parsed.faults] == [
+        "spec.ingress[0].from[0].ipBlock.cidr",
+        "spec.ingress[0].from[1]",
+        "spec.ingress[0].ports[0].endPort",
+        "spec.ingress[1].from[0].namespaceSelector.matchLabels",
+        "spec.ingress[1].from[0].podSelector.matchFancy",
+    ]
 
 
 # What the API hears

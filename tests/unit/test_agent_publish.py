@@ -11,10 +11,11 @@ import pytest
 
 from agent import outbox as outboxes
 from agent.identity.allocator import IdentityAllocator
+from agent.model.faults import Fault
 from agent.model.objects import Endpoint, Name, PolicySource
 from agent.outbox import Hopeless, Outbox
 from agent.planes.kubernetes.client import ApiError
-from agent.policy.rules import Fault, Parsed
+from agent.policy.rules import Parsed
 from agent.publish import publisher as publishing
 from agent.publish.publisher import Publisher
 from agent.services.health import Health
