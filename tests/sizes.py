@@ -38,6 +38,7 @@ class Sizes:
     mesh_restarts: int = 1  # times that workload, istiod and agents are restarted under load
     redirect_wakeups: int = 300  # messages that each must wake an edge-triggered reader
     redirect_volume: int = 64 << 20  # bytes as requests and replies, and one way; a multiple of 64 KiB
+    program_requests: int = 200  # requests to each real program under redirect
 
 
 CI = Sizes(kills_during_up=2, power_losses=1, store_kills=10, stop_starts=1, labs_side_by_side=1)
@@ -65,6 +66,7 @@ FULL = Sizes(
     mesh_restarts=20,
     redirect_wakeups=20_000,
     redirect_volume=1 << 30,
+    program_requests=5000,
 )
 
 NAME = os.environ.get("UNDERPASS_SIZE", "ci")

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 
 from lab import paths
-from lab.builds import box, containers, controller, envoy, gomod, image, nodepython
+from lab.builds import box, containers, controller, envoy, gomod, image, nodepython, programs
 from lab.builds.containers import bookinfo_images, measure, mesh
 from lab.errors import ExitCode, die
 from lab.steps import Steps
@@ -32,6 +32,7 @@ def recipes(store: Store | None = None) -> list[Recipe]:
         mesh.samples_recipe(go["samples"]),
         bookinfo_images.recipe(go["samples"]),
         measure.recipe(proxy),
+        programs.recipe(go["samples"]),
         box.recipe(),
     ]
 

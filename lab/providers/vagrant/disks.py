@@ -42,6 +42,7 @@ _NOT_FOR_NODES = {
     "envoy",
     "measure-image",
     "samples",
+    "test-programs",
 }
 
 _BIND = """
