@@ -53,6 +53,20 @@ def test_a_service_spreads_over_all_backends(services: Pods, proto: str, evidenc
     assert {"a-1", "b-0"} <= seen
 
 
+def test_a_new_service_is_found_by_name_at_once(services: Pods, evidence: Evidence) -> None:
+    """A name that did not exist a moment ago is found as soon as its Service is made"""
+    asked = {services.talk("a-0", "late", PORT) for _ in range(4)}  # both DNS servers, most likely
+    services.apply(_service("late", {"set": "servers"}))
+
+    def answered() -> bool:
+        return all(services.talk(pod, "late", PORT)[:2] in ("a-", "b-") for pod in ("a-0", "b-0") * 2)
+
+    # A server of names that remembers "there is none" does so for half a minute.
+    until(answered, "the new Service answers from both nodes", 10)
+    evidence({"before": sorted(asked), "after": "answered"})
+    assert asked == {"NXDOMAIN"}
+
+
 def test_affinity_keeps_a_client_with_its_backend(services: Pods, evidence: Evidence) -> None:
     """With session affinity, a client stays with one backend"""
     seen = {services.talk("a-0", "sticky", PORT).split()[0] for _ in range(8)}
