@@ -62,7 +62,7 @@ def test_a_new_service_is_found_by_name_at_once(services: Pods, evidence: Eviden
         return all(services.talk(pod, "late", PORT)[:2] in ("a-", "b-") for pod in ("a-0", "b-0") * 2)
 
     # A server of names that remembers "there is none" does so for half a minute.
-    until(answered, "the new Service answers from both nodes", 10)
+    until(answered, "the new Service answers from both nodes", 15)
     evidence({"before": sorted(asked), "after": "answered"})
     assert asked == {"NXDOMAIN"}
 
