@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lab import builds, doctor, keys, provision, ssh
+from lab import builds, keys, provision, ssh
 from lab import render as rendering
 from lab.cluster import Cluster, KubeNode
 from lab.errors import ExitCode, LabError, die
@@ -142,6 +142,8 @@ def running(lab: Rendered) -> bool:
 
 def _examine(lab: Rendered) -> None:
     """Run the doctor's probes and refuse to go on where one fails."""
+    from lab import doctor  # slow to load, and needed here alone
+
     findings = doctor.examine(lab)
     step = current_step()
     for finding in findings:

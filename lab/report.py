@@ -17,7 +17,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from lab import builds, doctor, paths, ssh
+from lab import builds, paths, ssh
 from lab.cluster import Cluster
 from lab.errors import LabError
 from lab.lock import lock
@@ -141,6 +141,8 @@ def _collected(collect: Callable[[], str]) -> str:
 def _host(lab: Rendered) -> Iterator[Part]:
     yield "host/kernel.txt", lambda: " ".join(platform.uname()) + "\n"
     yield "host/cpus-memory.txt", lambda: run(["sh", "-c", "nproc; free -m; df -h"]).stdout
+    from lab import doctor  # slow to load, and needed here alone
+
     yield "host/doctor.json", lambda: json.dumps([f.to_dict() for f in doctor.examine(None)], indent=1)
     yield "host/network.txt", lambda: run(["sh", "-c", "ip addr; ip route; ip netns"]).stdout
     yield "host/versions.json", lambda: json.dumps(_versions(), indent=1)

@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from lab import builds, doctor, keys, paths, report, verify
+from lab import builds, keys, paths, report, verify
 from lab import render as rendering
 from lab.busy import alone
 from lab.cli.context import Context, become_root
@@ -21,7 +21,6 @@ from lab.labfile import LabFile, load
 from lab.lifecycle import on_nodes
 from lab.measure import cli as measure
 from lab.output import Format, emit, table
-from lab.providers.vagrant.plain import for_vagrant
 
 
 class Shell(StrEnum):
@@ -46,6 +45,8 @@ def doctor_(context: typer.Context) -> None:
     """Find out, by trying, whether this host can run the lab; say what is wrong and how to mend it."""
     become_root()
     options: Context = context.obj
+    from lab import doctor  # slow to load, and needed here alone
+
     findings = doctor.examine(rendering.render(load(options.lab_file())))
     if options.output is not Format.TABLE:
         emit([finding.to_dict() for finding in findings], options.output)
@@ -123,6 +124,8 @@ def render(context: typer.Context) -> None:
         artifacts = builds.locate_for_labs(lab.provider)
         rendering.write(lab, file.read_text(encoding="utf-8"), on_nodes(artifacts))
         if lab.provider == "vagrant":
+            from lab.providers.vagrant.plain import for_vagrant
+
             for_vagrant(lab, artifacts, paths.ROOT)
     emit(rendering.to_json(lab), Format.JSON if options.output is Format.TABLE else options.output)
 
