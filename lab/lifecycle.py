@@ -148,7 +148,8 @@ def _examine(lab: Rendered) -> None:
     step = current_step()
     for finding in findings:
         if step:
-            step.write(f"{finding.status}: {finding.title}: {finding.evidence}\n")
+            why = f"; {finding.cause}" if finding.cause else ""
+            step.write(f"{finding.status}: {finding.title}: {finding.evidence}{why}\n")
     failed = [finding for finding in findings if finding.status == "fail"]
     if failed:
         raise LabError(

@@ -43,15 +43,18 @@ def subnets(lab: Rendered) -> Seen:
 def host_routes() -> list[Route]:
     """The host's IPv4 routes in all tables but the default ones."""
     with IPRoute() as route:
-        names = {link["index"]: str(link.get_attr("IFLA_IFNAME")) for link in route.get_links()}
-        return [
-            Route(
-                IPv4Network((found.get_attr("RTA_DST"), found["dst_len"])),
-                names.get(found.get_attr("RTA_OIF"), "no link"),
-            )
+        listed = [
+            (IPv4Network((found.get_attr("RTA_DST"), found["dst_len"])), found.get_attr("RTA_OIF"))
             for found in route.get_routes(family=socket.AF_INET)
             if found["dst_len"] and found.get_attr("RTA_DST")
         ]
+    routes = []
+    for to, index in listed:
+        try:
+            routes.append(Route(to, socket.if_indextoname(index) if index else "no link"))
+        except OSError:  # the link is gone since, and its routes with it
+            continue
+    return routes
 
 
 def judge(lab: Rendered, routes: Iterable[Route], others: Iterable[Rendered]) -> Seen:
