@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 
 from lab.errors import ExitCode, die
 from lab.render import Rendered, RenderedNode
-from lab.steps import side_by_side
+from lab.steps import current_step, side_by_side
 
 #: Where every node finds the artifact store, read only. An artifact is a folder `<name>-<key>` in it.
 STORE_ON_NODE = "/opt/underpass/store"
@@ -115,6 +115,42 @@ class Provider(ABC):
     def snapshot_require(self, name: str) -> None:
         """Refuse a name that nothing was saved under, before anything is done for it."""
         known_snapshot(name, self.snapshots())
+
+    def refuse_moves(self, old: Mapping[str, RenderedNode]) -> None:
+        """A running node cannot change its address or cable under its cluster's feet.
+
+        `old` are the nodes as they were made, by name.
+        """
+        for node in self.lab.nodes:
+            was = old.get(node.name, node)
+            if (was.address, was.host_link) == (node.address, node.host_link):
+                continue
+            if self.status(was) is NodeState.RUNNING:
+                die(
+                    f"{node.name} runs as {was.address}, and the lab file now makes it {node.address}",
+                    hint="`lab stop` it first, or keep the order of the nodes: new ones go to the end",
+                    code=ExitCode.NODE,
+                )
+
+    def remove_dropped(self, old: Mapping[str, RenderedNode]) -> int:
+        """Remove those of the nodes that were made (`old`, by name) that the lab file no longer has."""
+        now = {node.name for node in self.lab.nodes}
+        changed = 0
+        for name, node in old.items():
+            if name not in now:
+                say(f"{name} is no longer in the lab file; removing it")
+                changed += self.remove(node)
+        return changed
+
+    @abstractmethod
+    def remove(self, node: RenderedNode) -> int:
+        """Remove one node that the lab file no longer has: running or not, with its disk."""
+
+
+def say(note: str) -> None:
+    """Show a word beside the step that runs, if one does."""
+    if step := current_step():
+        step.say(note)
 
 
 def new_snapshot(name: str, saved: list[str]) -> None:

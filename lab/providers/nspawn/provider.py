@@ -10,7 +10,7 @@ from typing import ParamSpec, TypeVar
 
 from lab import ssh
 from lab.errors import ExitCode, LabError, die
-from lab.providers.base import NodeState, Provider
+from lab.providers.base import NodeState, Provider, say
 from lab.providers.nspawn import identity, mounts
 from lab.providers.nspawn.cgroups import Cgroups, hierarchies
 from lab.providers.nspawn.disks import ROOTFS, Disks, Made
@@ -19,7 +19,7 @@ from lab.providers.nspawn.network import Network
 from lab.providers.nspawn.snapshots import Snapshots
 from lab.render import Rendered, RenderedNode
 from lab.run import run
-from lab.steps import current_step, side_by_side
+from lab.steps import side_by_side
 
 BOOT_SECONDS = 60.0
 ANSWER_SECONDS = 15.0  # of a node that runs already
@@ -72,8 +72,8 @@ class Nspawn(Provider):
     def create(self, image: Path, store: Path) -> int:
         before = self._disks.made()
         old = before.nodes if before else {}
-        self._refuse_moves(old)
-        changed = self._remove_dropped(old)
+        self.refuse_moves(old)
+        changed = self.remove_dropped(old)
         changed += self._disks.remember(Made({node.name: node for node in self.lab.nodes}, store))
         changed += self._network.ensure_switch()
         for node in self.lab.nodes:
@@ -84,9 +84,7 @@ class Nspawn(Provider):
             changed += self._network.ensure_node(node, machine.init_pid())
             changed += self._cgroups(node).limit(node.cpus, node.memory)
             if self._disks.image(node.name) != image:
-                _say(
-                    f"{node.name} runs on an older image; `lab stop` and `lab start` put it onto the new one"
-                )
+                say(f"{node.name} runs on an older image; `lab stop` and `lab start` put it onto the new one")
         return changed
 
     @_plainly
@@ -97,7 +95,7 @@ class Nspawn(Provider):
         if machine.pid() is not None:
             if machine.wait(ANSWER_SECONDS):
                 return 0
-            _say(f"{node.name} runs but does not answer on ssh; restarting it")
+            say(f"{node.name} runs but does not answer on ssh; restarting it")
             self.stop(node)
         self._clear(node)
         image = self._disks.image(node.name)
@@ -125,7 +123,7 @@ class Nspawn(Provider):
         machine = self._machine(node)
         running = machine.pid() is not None
         if running and not force and not machine.power_off(STOP_SECONDS):
-            _say(f"{node.name} did not shut down within {STOP_SECONDS:g} s; its power is cut")
+            say(f"{node.name} did not shut down within {STOP_SECONDS:g} s; its power is cut")
         elif running and not force:
             machine.drain_console()
         self._clear(node)
@@ -147,6 +145,11 @@ class Nspawn(Provider):
         changed += self._disks.remove_all()
         ssh.forget(self.lab)
         return changed
+
+    @_plainly
+    def remove(self, node: RenderedNode) -> int:
+        self.stop(node)
+        return self._destroy_node(node)
 
     @_plainly
     def status(self, node: RenderedNode) -> NodeState:
@@ -199,30 +202,6 @@ class Nspawn(Provider):
         now = {node.name: node for node in self.lab.nodes}
         return list(({**made.nodes, **now} if made else now).values())
 
-    def _refuse_moves(self, old: dict[str, RenderedNode]) -> None:
-        """A running node cannot change its address or cable under its cluster's feet."""
-        for node in self.lab.nodes:
-            was = old.get(node.name, node)
-            if (was.address, was.host_link) == (node.address, node.host_link):
-                continue
-            if self._machine(was).pid() is not None:
-                die(
-                    f"{node.name} runs as {was.address}, and the lab file now makes it {node.address}",
-                    hint="`lab stop` it first, or keep the order of the nodes: new ones go to the end",
-                    code=ExitCode.NODE,
-                )
-
-    def _remove_dropped(self, old: dict[str, RenderedNode]) -> int:
-        """Remove the nodes that the lab file no longer has."""
-        now = {node.name for node in self.lab.nodes}
-        changed = 0
-        for name, node in old.items():
-            if name not in now:
-                _say(f"{name} is no longer in the lab file; removing it")
-                self.stop(node)
-                changed += self._destroy_node(node)
-        return changed
-
     def _destroy_node(self, node: RenderedNode) -> int:
         return self._clear(node) + self._disks.remove(node.name)
 
@@ -246,9 +225,3 @@ class Nspawn(Provider):
                 hint="`lab stop` powers them off",
                 code=ExitCode.NODE,
             )
-
-
-def _say(note: str) -> None:
-    step = current_step()
-    if step:
-        step.say(note)

@@ -18,12 +18,12 @@ from typing import Any
 from lab import ssh
 from lab.errors import ExitCode, LabError, die
 from lab.files import write_atomic
-from lab.providers.base import NodeState, Provider, known_snapshot, new_snapshot
+from lab.providers.base import NodeState, Provider, known_snapshot, new_snapshot, say
 from lab.providers.vagrant import acceleration, daemons, settings, virsh
 from lab.providers.vagrant.disks import Disks
 from lab.providers.vagrant.machines import Machines
 from lab.render import Rendered, RenderedNode
-from lab.steps import current_step, side_by_side
+from lab.steps import side_by_side
 
 ANSWER_SECONDS = 30.0  # of a node that runs already
 CONSOLE_BYTES = 256 * 1024
@@ -51,10 +51,10 @@ class Vagrant(Provider):
         daemons.ensure()  # not counted: they belong to the host
         before = self._written()
         old = {node["name"]: _rendered(node["rendered"]) for node in (before or {}).get("nodes", [])}
-        self._refuse_moves(old)
+        self.refuse_moves(old)
         changed = self._disks.make()
         document = settings.document(self.lab, self._disks, image, self._driver(before))
-        changed += self._remove_dropped(old)
+        changed += self.remove_dropped(old)
         changed += self._networks(document)
         changed += virsh.define_pool(settings.pool(self.lab), self._disks.pool)
         changed += sum(self._disks.make_identity(node) for node in self.lab.nodes)
@@ -71,11 +71,11 @@ class Vagrant(Provider):
             return 1
         if state == "running":
             if self._disks.started_with(node.name) != self._disks.offered():
-                _say(f"{node.name} runs with older artifacts; restarting it")
+                say(f"{node.name} runs with older artifacts; restarting it")
             elif self._answers(node, ANSWER_SECONDS):
                 return 0
             else:
-                _say(f"{node.name} runs but does not answer on ssh; restarting it")
+                say(f"{node.name} runs but does not answer on ssh; restarting it")
             self.stop(node)
             state = "shut off"
         self._disks.note_start(node.name)
@@ -133,6 +133,10 @@ class Vagrant(Provider):
         ssh.forget(self.lab)
         daemons.stop_if_idle()
         return changed
+
+    def remove(self, node: RenderedNode) -> int:
+        self._vagrant.destroy(node)
+        return virsh.remove_domain(node.machine) + self._disks.forget(node.name)
 
     def status(self, node: RenderedNode) -> NodeState:
         state = virsh.state(node.machine)
@@ -224,27 +228,6 @@ class Vagrant(Provider):
             (theirs["first"], theirs["last"]),
         )
 
-    def _refuse_moves(self, old: dict[str, RenderedNode]) -> None:
-        """A running machine cannot change its address under its cluster's feet."""
-        for node in self.lab.nodes:
-            was = old.get(node.name, node)
-            if was.address != node.address and self.status(was) is NodeState.RUNNING:
-                die(
-                    f"{node.name} runs as {was.address}, and the lab file now makes it {node.address}",
-                    hint="`lab stop` it first, or keep the order of the nodes: new ones go to the end",
-                    code=ExitCode.NODE,
-                )
-
-    def _remove_dropped(self, old: dict[str, RenderedNode]) -> int:
-        now = {node.name for node in self.lab.nodes}
-        changed = 0
-        for name, node in old.items():
-            if name not in now:
-                _say(f"{name} is no longer in the lab file; removing it")
-                self._vagrant.destroy(node)
-                changed += virsh.remove_domain(node.machine) + self._disks.forget(name)
-        return changed
-
     @contextmanager
     def _first(self, *, made: bool) -> Iterator[None]:
         """One at a time while a machine is made: Vagrants share the box and its copy in the pool."""
@@ -298,9 +281,3 @@ class Vagrant(Provider):
 
 def _rendered(fields: dict[str, Any]) -> RenderedNode:
     return RenderedNode(**{**fields, "roles": tuple(fields["roles"])})
-
-
-def _say(note: str) -> None:
-    step = current_step()
-    if step:
-        step.say(note)
