@@ -211,6 +211,24 @@ def test_what_is_not_ready_in_time_says_why(systemd: Systemd, health: tuple[str,
         both(systemd, url=url, timeout=0.2).started([])
 
 
+def test_ends_before_what_a_unit_needs_was_ready_do_not_count(
+    systemd: Systemd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(units, "LOOK_EVERY", 1)
+    part = both(systemd, timeout=600)
+    show = part.show
+    answers: dict[str, list[str | None]] = {"app": ["not yet"] * 5 + [None], "web": ["not yet", None]}
+
+    def restarting() -> Any:
+        systemd.units["web"]["NRestarts"] = str(int(systemd.units["web"]["NRestarts"]) + 1)
+        return show()
+
+    monkeypatch.setattr(part, "show", restarting)
+    monkeypatch.setattr(part, "answer", lambda unit: answers[unit["name"]].pop(0))
+    assert part.started([]) == NOTHING
+    assert answers == {"app": [], "web": []}
+
+
 def test_a_unit_that_ends_again_and_again_is_not_waited_for(
     systemd: Systemd, monkeypatch: pytest.MonkeyPatch
 ) -> None:
