@@ -64,13 +64,18 @@ def test_wrk_mixes_units_and_all_become_microseconds() -> None:
     assert (seen.requests, seen.rate, seen.errors) == (1851, 1851.0, 0)
 
 
+def test_wrks_script_adds_the_tail() -> None:
+    assert tools.wrk_latency(WRK + "p99.9 16123 us\n").percentiles[99.9] == 16123.0
+
+
 def test_wrks_socket_errors_and_bad_answers_are_errors() -> None:
     faults = "  Socket errors: connect 1, read 2, write 0, timeout 4\n  Non-2xx or 3xx responses: 8\n"
     assert tools.wrk_latency(WRK.replace("Requests/sec", faults + "Requests/sec")).errors == 15
 
 
 def test_a_streams_rate_is_in_bytes_a_second() -> None:
-    assert tools.sockperf_throughput("sockperf: Total of 97005 messages sent in 2.000 sec", 4096) == 198666240
+    seen = tools.sockperf_throughput("sockperf: Total of 97005 messages sent in 2.000 sec", 4096)
+    assert seen == (198666240, 97005)
     assert tools.iperf('{"end": {"sum_received": {"bits_per_second": 8000000000.0}}}') == 1e9
 
 

@@ -2,7 +2,7 @@
 
 A row is one measurement of one path in a round: `kind` (tcp, http, pair, throughput), `mode` (free, one CPU),
 `path`, `round`, `size` (bytes), `connections`, `percentiles` (us), `rate` (requests or bytes a second), `cpu`
-(us of CPU a request; None where it is not known), `errors`.
+(us of CPU a request or message; None where it is not known), `errors`.
 """
 
 from __future__ import annotations
@@ -120,7 +120,6 @@ def _of_mode(rows: Sequence[Row], mode: str) -> list[dict[str, Any]]:
     if both:
         more = [guarded[n] - plain[n] for n in both]
         lines.append(figure("policy and telemetry add, p50", "us", more, at_most=0.5))
-    streams = series(rows, lambda row: row.rate, kind="throughput", mode=mode)
     for size in sorted({row.size for row in rows if row.kind == "throughput"}):
         streams = series(rows, lambda row: row.rate, kind="throughput", mode=mode, size=size)
         add(
@@ -130,6 +129,8 @@ def _of_mode(rows: Sequence[Row], mode: str) -> list[dict[str, Any]]:
             NO_PROXY,
             at_least=0.95,
         )
+        used = series(rows, lambda row: row.cpu, kind="throughput", mode=mode, size=size)
+        add(f"CPU a message, one way, {size} bytes, {IN_KERNEL} to {NO_PROXY}", used, IN_KERNEL, NO_PROXY)
     return lines
 
 

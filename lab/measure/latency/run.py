@@ -14,7 +14,7 @@ from lab.cluster import Cluster
 from lab.errors import ExitCode, die
 from lab.measure import tools
 from lab.measure.latency import paths
-from lab.measure.latency.paths import BRIDGE, IN_KERNEL, NO_PROXY, UNIX, WAYS, WITH_POLICY, Way
+from lab.measure.latency.paths import BRIDGE, IN_KERNEL, NO_PROXY, PROXIES, UNIX, WAYS, WITH_POLICY, Way
 from lab.measure.latency.result import FREE, GRAPH_SIZE, MODES, ONE_CPU, Row
 from lab.measure.plain import ADDRESSES, Plain, plain
 from lab.measure.shell import Shell
@@ -26,6 +26,8 @@ NAMESPACE = "underpass-latency"
 
 #: Seconds that sockperf waits, connected, before it sends.
 _SOCKPERF_WAITS = 2.0
+
+_WRK_SCRIPT = "/tmp/tail.lua"  # noqa: S108
 
 
 @dataclass(frozen=True)
@@ -125,6 +127,8 @@ def _bench(lab: Rendered, pods: Workload, node: RenderedNode, stack: ExitStack) 
     client.ask(f"cat > /tmp/pingpong.py <<'END'\n{inside('pingpong.py')}\nEND\nulimit -n 16384")
     server.ask(f"cat > /tmp/pingpong.py <<'END'\n{inside('pingpong.py')}\nEND")
     plain_client = stack.enter_context(base.shell("a"))
+    for shell_ in (client, plain_client):
+        shell_.ask(f"cat > {_WRK_SCRIPT} <<'END'\n{tools.WRK_SCRIPT}\nEND")
     bench = _Bench(client, plain_client, server, shell, base, addresses, _usage_files(shell, uids))
     for way in WAYS:
         asks, address = bench.of(way)
@@ -176,18 +180,23 @@ def _check(pods: Workload, bench: _Bench, outcome: Outcome) -> None:
 
 
 def _accelerated(pods: Workload, bench: _Bench, way: Way) -> bool | None:
-    """What the node says of the client's connection while it is in use; None if it cannot tell."""
+    """What the node says of a path while it is in use, of a proxy's both sides; None if it cannot tell."""
     shell, address = bench.of(way)
     shell.ask(f"(sockperf ping-pong --tcp -i {address} -p {way.tcp} -m {GRAPH_SIZE} -t 2 >/tmp/check 2>&1 &)")
-    ends = f"{pods.namespace}/client {pods.namespace}/{way.pod} --port {way.tcp}"
+    legs = [("client", way.pod, way.tcp)]
+    if way.name in PROXIES:
+        legs.append((way.pod, "server", paths.ECHO))
     deadline = time.monotonic() + 2 * _SOCKPERF_WAITS
     while True:
-        answer = bench.node.ask(f"underpass explain {ends} -o json 2>&1", fails=True)
-        told = accelerated(answer)
-        if told is not None or time.monotonic() > deadline:
-            return told
-        if not answer.strip().startswith("{"):
-            return None  # no such command, or no agent
+        told = []
+        for source, target, port in legs:
+            ends = f"{pods.namespace}/{source} {pods.namespace}/{target} --port {port}"
+            answer = bench.node.ask(f"underpass explain {ends} -o json 2>&1", fails=True)
+            if not answer.strip().startswith("{"):
+                return None  # no such command, or no agent
+            told.append(accelerated(answer))
+        if None not in told or time.monotonic() > deadline:
+            return None if None in told else any(told)
         time.sleep(0.1)
 
 
@@ -246,7 +255,8 @@ def _http(
     shell, address = bench.of(way)
     before = bench.cpu()
     url = f"http://{address}:{way.http}/{length}"
-    words = f"wrk --latency --threads 1 --connections {connections} --duration {seconds}s --timeout 10s {url}"
+    words = f"wrk --latency --threads 1 --connections {connections} --duration {seconds}s --timeout 10s"
+    words += f" --script {_WRK_SCRIPT} {url}"
     seen = tools.wrk_latency(shell.ask(words, timeout=seconds + 30))
     cpu = None if way.name == BRIDGE else (bench.cpu() - before) / max(1, seen.requests)
     return Row(
@@ -256,9 +266,11 @@ def _http(
 
 def _throughput(bench: _Bench, way: Way, mode: str, number: int, length: int, seconds: int) -> Row:
     shell, address = bench.of(way)
+    before = bench.cpu()
     words = f"sockperf throughput --tcp -i {address} -p {way.tcp} -m {length} -t {seconds}"
-    rate = tools.sockperf_throughput(shell.ask(words, timeout=seconds + 20), length)
-    return Row("throughput", mode, way.name, number, length, rate=rate)
+    rate, messages = tools.sockperf_throughput(shell.ask(words, timeout=seconds + 20), length)
+    cpu = None if way.name == BRIDGE else (bench.cpu() - before) / max(1, messages)
+    return Row("throughput", mode, way.name, number, length, rate=rate, cpu=cpu)
 
 
 def _pairs(bench: _Bench, mode: str, number: int, seconds: int) -> Iterator[Row]:
