@@ -102,6 +102,7 @@ def latency_(
     tiny: Annotated[bool, typer.Option("--tiny", help="One round: does it work at all?")] = False,
     rounds: Annotated[int | None, typer.Option(min=1, max=99, help="Interleaved rounds.")] = None,
     path: Annotated[list[str] | None, typer.Option(help="Only this path; may be given again.")] = None,
+    part: Annotated[list[str] | None, typer.Option(help="Only the graph, or only the sizes.")] = None,
 ) -> None:
     """The graph: latency by percentile, directly, redirected in the kernel, and through real proxies."""
     become_root()
@@ -115,6 +116,13 @@ def latency_(
     size = latency.QUICK if quick else latency.FULL if full else latency.TINY if tiny else latency.USUAL
     if rounds:
         size = replace(size, rounds=rounds)
+    if unknown := sorted(set(part or []) - set(latency.PARTS)):
+        die(
+            f"no part is called {', '.join(unknown)}",
+            hint=f"known: {', '.join(latency.PARTS)}",
+            code=ExitCode.USAGE,
+        )
+    size = latency.only(size, part or latency.PARTS)
     with alone(lab.id):
         steps = chosen.steps(chosen.logs_of(lab.id, "measure"))
         facts = machine()
@@ -123,7 +131,7 @@ def latency_(
         if set(path or known) - {sidecars.NAME}:
             found = latency.measure(lab, cluster, steps, size, path or [])
         mesh = sidecars.Found()
-        if sidecars.NAME in path if path else lab.istio_version:
+        if size.rounds and (sidecars.NAME in path if path else lab.istio_version):
             mesh = sidecars.measure(lab, cluster, steps, size.rounds, size.seconds)
             found.rows += mesh.rows
         whole = report.document(

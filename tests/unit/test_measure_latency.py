@@ -12,7 +12,7 @@ import yaml
 from lab.measure.latency import paths, post, report
 from lab.measure.latency.paths import BRIDGE, IN_KERNEL, NO_PROXY, PROXIES, UNIX, WITH_POLICY
 from lab.measure.latency.result import FREE, GRAPH_SIZE, ONE_CPU, Row, figures, percentiles, table
-from lab.measure.latency.run import accelerated
+from lab.measure.latency.run import PARTS, USUAL, accelerated, only
 
 SHARES = (50.0, 75.0, 90.0, 99.0, 99.9)
 
@@ -118,6 +118,12 @@ def test_a_path_counts_as_accelerated_when_its_messages_are_redirected(
 @pytest.mark.parametrize("answer", ["invalid choice: 'explain'", "[]", "{}", '{"connections": []}'])
 def test_a_node_that_cannot_tell_is_not_taken_at_its_word(answer: str) -> None:
     assert accelerated(answer) is None
+
+
+def test_a_part_alone_leaves_the_other_out() -> None:
+    assert (only(USUAL, ["graph"]).rounds, only(USUAL, ["graph"]).sweep_rounds) == (USUAL.rounds, 0)
+    assert (only(USUAL, ["sizes"]).rounds, only(USUAL, ["sizes"]).sweep_rounds) == (0, USUAL.sweep_rounds)
+    assert only(USUAL, PARTS) == USUAL
 
 
 def test_the_posts_figures_have_in_kernel_below_no_proxy() -> None:

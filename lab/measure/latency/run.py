@@ -7,7 +7,7 @@ import shlex
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from lab.cluster import Cluster
@@ -47,6 +47,17 @@ TINY = Size(1, 1, 1, 0, (), (), (FREE,))
 QUICK = Size(3, 1, 1, 0, (), (), (FREE,))
 USUAL = Size(9, 1, 5, 1, (64, 4096, 65507), (10, 100, 1000))
 FULL = Size(15, 2, 9, 5, (64, 256, 1024, 4096, 16384, 65507), (10, 100, 1000))
+
+PARTS = ("graph", "sizes")
+
+
+def only(size: Size, parts: Sequence[str]) -> Size:
+    """`size` without the rounds of the parts that are not among `parts`."""
+    return replace(
+        size,
+        rounds=size.rounds if "graph" in parts else 0,
+        sweep_rounds=size.sweep_rounds if "sizes" in parts else 0,
+    )
 
 
 @dataclass
