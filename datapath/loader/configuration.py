@@ -39,7 +39,7 @@ class Configuration:
     loopback: Address = LOOPBACK
     events_per_second: int = 1000
     redirect: bool = True
-    redirect_budget: int = 1024
+    redirect_budget: int = 4096
     plain_ports: tuple[int, ...] = ()
     map_entries: dict[str, int] = field(default_factory=dict)
 
