@@ -114,15 +114,13 @@ def latency_(
         die(f"no path is called {', '.join(unknown)}", hint=f"known: {', '.join(known)}", code=ExitCode.USAGE)
     lab = chosen.lab()
     size = latency.QUICK if quick else latency.FULL if full else latency.TINY if tiny else latency.USUAL
-    if rounds:
-        size = replace(size, rounds=rounds)
     if unknown := sorted(set(part or []) - set(latency.PARTS)):
         die(
             f"no part is called {', '.join(unknown)}",
             hint=f"known: {', '.join(latency.PARTS)}",
             code=ExitCode.USAGE,
         )
-    size = latency.only(size, part or latency.PARTS)
+    size = latency.only(size, part or latency.PARTS, rounds)
     with alone(lab.id):
         steps = chosen.steps(chosen.logs_of(lab.id, "measure"))
         facts = machine()
@@ -147,7 +145,7 @@ def latency_(
     if chosen.output is not Format.TABLE:
         emit({"files": [str(file) for file in written], **whole}, chosen.output)
         return
-    print(f"{_on()}, {size.rounds} rounds\n")
+    print(f"{_on()}, {size.rounds or size.sweep_rounds} rounds\n")
     table(whole["figures"], ["mode", "name", "value", "unit", "least", "most", "samples", "target", "met"])
     _breakdown(whole["breakdown"])
     print("".join(f"\n{note}" for note in found.notes))

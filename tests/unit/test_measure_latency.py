@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -124,6 +125,8 @@ def test_a_part_alone_leaves_the_other_out() -> None:
     assert (only(USUAL, ["graph"]).rounds, only(USUAL, ["graph"]).sweep_rounds) == (USUAL.rounds, 0)
     assert (only(USUAL, ["sizes"]).rounds, only(USUAL, ["sizes"]).sweep_rounds) == (0, USUAL.sweep_rounds)
     assert only(USUAL, PARTS) == USUAL
+    assert only(USUAL, PARTS, 4) == replace(USUAL, rounds=4)
+    assert only(USUAL, ["sizes"], 4).sweep_rounds == 4
 
 
 def test_the_posts_figures_have_in_kernel_below_no_proxy() -> None:

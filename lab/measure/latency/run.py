@@ -51,13 +51,18 @@ FULL = Size(15, 2, 9, 5, (64, 256, 1024, 4096, 16384, 65507), (10, 100, 1000))
 PARTS = ("graph", "sizes")
 
 
-def only(size: Size, parts: Sequence[str]) -> Size:
-    """`size` without the rounds of the parts that are not among `parts`."""
-    return replace(
-        size,
-        rounds=size.rounds if "graph" in parts else 0,
-        sweep_rounds=size.sweep_rounds if "sizes" in parts else 0,
-    )
+def only(size: Size, parts: Sequence[str], rounds: int | None = None) -> Size:
+    """`size` without the rounds of the parts that are not among `parts`.
+
+    `rounds`: another number of them, of the graph, or of the sizes where they alone are measured.
+    """
+    if "graph" in parts:
+        return replace(
+            size,
+            rounds=rounds or size.rounds,
+            sweep_rounds=size.sweep_rounds if "sizes" in parts else 0,
+        )
+    return replace(size, rounds=0, sweep_rounds=rounds or size.sweep_rounds)
 
 
 @dataclass
