@@ -117,7 +117,7 @@ class _UsageFault(Protocol):
 _FLAGS = {"--debug"}
 _VALUED = {"-o", "--output", "--progress", "-f", "--file", "-l", "--lab"}
 #: Commands that pass their arguments through untouched.
-_PASS_THROUGH = {"kubectl", "exec", "shell"}
+_PASS_THROUGH = {"kubectl", "istioctl", "exec", "shell"}
 
 
 def _globals_first(argv: list[str]) -> list[str]:

@@ -7,6 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from lab.cli.app import _globals_first
 from lab.paths import ROOT
 
 COMMANDS = [
@@ -61,3 +64,10 @@ def test_completion_can_be_loaded_by_the_shell(tmp_path: Path) -> None:
     words = [sys.executable, "-m", "lab"]
     offered = subprocess.run(words, cwd=ROOT, env=asked, capture_output=True, text=True, check=True).stdout
     assert {"stop", "start", "status"} <= set(offered.split())
+
+
+@pytest.mark.parametrize("through", ["kubectl", "istioctl", "exec", "shell"])
+def test_words_behind_a_command_that_passes_them_on_are_not_labs_own(through: str) -> None:
+    given = ["--lab", "mine", through, "version", "-o", "json", "-f", "file"]
+    assert _globals_first(given) == given
+    assert _globals_first(["status", "-o", "json"]) == ["-o", "json", "status"]
