@@ -37,7 +37,10 @@ def left_by(lab: Rendered, before: dict[str, set[str]]) -> list[str]:
     """What is different now from `before`, but for what other labs did on the host meanwhile."""
     found = difference(before, seen())
     lines = [f"{kind}: {line}" for kind, lines in found.items() for line in lines]
-    others = re.compile(rf"underpass-(?!{lab.id}\b)|\bup(?!{lab.tag})[0-9a-f]{{8}}")
+    others = re.compile(
+        rf"underpass-(?!{lab.id}\b)|\bup(?!{lab.tag})[0-9a-f]{{8}}"
+        rf"|/run/underpass/(?!{lab.tag})[0-9a-f]{{8}}-|/underpass/labs/(?!{lab.id}/)"
+    )
     return [line for line in lines if not others.search(line)]
 
 
