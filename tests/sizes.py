@@ -34,7 +34,7 @@ class Sizes:
     lab_cni_rounds: int = 1  # times that, with plugin and agent killed at random points
     redirect_requests: int = 2000  # requests and replies between two pods during which no packet may move
     mesh_split_requests: int = 400  # requests that a VirtualService splits
-    mesh_collisions: int = 150  # rounds in which two connections through a sidecar share a source port
+    mesh_collisions: int = 150  # times that each client of a sidecar opens two connections of one port
     mesh_restarts: int = 1  # times that workload, istiod and agents are restarted under load
     redirect_wakeups: int = 300  # messages that each must wake an edge-triggered reader
     redirect_volume: int = 64 << 20  # bytes as requests and replies, and one way; a multiple of 64 KiB

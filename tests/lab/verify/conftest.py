@@ -12,7 +12,7 @@ from tests.lab.conftest import toolbox
 from tests.lab.mesh import Mesh, image, sample
 from tests.lab.pods import Pods
 
-SAMPLES = ("curl/curl.yaml", "httpbin/httpbin.yaml", "helloworld/helloworld.yaml", "tcp-echo/tcp-echo.yaml")
+SAMPLES = ("curl", "httpbin", "helloworld", "sleep", "tcp-echo")
 
 
 @pytest.fixture(scope="session")
@@ -40,8 +40,8 @@ def mesh(lab: Rendered, cluster: Cluster) -> Iterator[Mesh]:
 @pytest.fixture(scope="session")
 def samples(mesh: Mesh) -> Mesh:
     """Istio's own samples beside them, from Istio's own files, unchanged."""
-    for file in SAMPLES:
-        mesh.cluster.kubectl("apply", "-n", mesh.namespace, "-f", str(sample(file)))
+    for name in SAMPLES:
+        mesh.cluster.kubectl("apply", "-n", mesh.namespace, "-f", str(sample(f"{name}/{name}.yaml")))
     wait = ("wait", "-n", mesh.namespace, "--for=condition=Available", "--timeout=90s", "deployment", "--all")
     mesh.cluster.kubectl(*wait, timeout=100)
     return mesh

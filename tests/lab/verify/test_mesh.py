@@ -12,12 +12,14 @@ import pytest
 from lab import builds, images
 from lab.cluster import Cluster
 from lab.render import Rendered
+from tests.lab.command import LabCommand
 from tests.lab.conftest import Evidence, connect
 from tests.lab.mesh import HTTP_PORT, Mesh, istioctl, policy, route, sample, service, strict
 from tests.lab.pods import SERVER_PORT, Pods
 from tests.lab.waiting import until
 from tests.sizes import SIZES
 
+LABS_OWN = ("default", "demo", "istio-system", "kube-system")
 OK, DENIED, UNAVAILABLE, NONE = "200", "403", "503", "000"
 
 
@@ -58,7 +60,7 @@ def test_the_server_is_told_who_called(mesh: Mesh, lab: Rendered, evidence: Evid
 
 
 def test_istios_own_samples_run_from_istios_own_files(samples: Mesh, evidence: Evidence) -> None:
-    """httpbin, helloworld, tcp-echo and the client of Istio's documents run from its YAML, unchanged"""
+    """httpbin, helloworld, tcp-echo and the clients of Istio's documents run from its YAML, unchanged"""
     ask = ("exec", "-n", samples.namespace, "deploy/curl", "--", "curl", "-sS", "--max-time", "10")
     hello: set[str] = set()
 
@@ -69,8 +71,10 @@ def test_istios_own_samples_run_from_istios_own_files(samples: Mesh, evidence: E
         return hello == {"v1", "v2"}
 
     until(both_versions, "both versions of helloworld answer")
-    origin = json.loads(samples.cluster.kubectl(*ask, "http://httpbin:8000/get").stdout)
-    assert origin["url"] == "http://httpbin:8000/get"
+    for client in ("deploy/curl", "deploy/sleep"):
+        words = [client if word == "deploy/curl" else word for word in ask]
+        origin = json.loads(samples.cluster.kubectl(*words, "http://httpbin:8000/get").stdout)
+        assert origin["url"] == "http://httpbin:8000/get"
     echo = (
         "import socket; s = socket.create_connection(('tcp-echo', 9000), 5); s.sendall(b'world\\n'); "
         "print(s.recv(100).decode().strip())"
@@ -81,7 +85,11 @@ def test_istios_own_samples_run_from_istios_own_files(samples: Mesh, evidence: E
 
 
 def test_istios_own_tools_find_nothing_wrong(samples: Mesh, cluster: Cluster, evidence: Evidence) -> None:
-    """istioctl analyze has no warning and no error; every sidecar has all of its configuration"""
+    """istioctl analyze finds nothing in what the lab has; every sidecar has all of its configuration"""
+    for namespace in LABS_OWN:
+        told = istioctl(cluster, "analyze", "-n", namespace)
+        assert "No validation issues found" in told.stdout + told.stderr, told.stdout + told.stderr
+    # Istio's own sample files have no names for their ports' protocols, which it tells them.
     analysis = istioctl(cluster, "analyze", "-n", samples.namespace, "--failure-threshold", "Warning")
     assert analysis.status == 0, analysis.stdout + analysis.stderr
     listed = json.loads(samples.cluster.kubectl("get", "pods", "-n", samples.namespace, "-o", "json").stdout)
@@ -98,6 +106,36 @@ def test_istios_own_tools_find_nothing_wrong(samples: Mesh, cluster: Cluster, ev
 
     until(lambda: not unlike(), "every sidecar has all of its configuration", 20)
     evidence(f"{len(pods)} sidecars")
+
+
+def test_the_demo_namespace_is_ready_to_be_used(lab: Rendered, cluster: Cluster, evidence: Evidence) -> None:
+    """Pods of the namespace demo get sidecars, and take nothing but mutual TLS, from the start"""
+    if lab.istio_version is None:
+        pytest.skip("the lab has no Istio")
+    labels = json.loads(cluster.kubectl("get", "namespace", "demo", "-o", "json").stdout)["metadata"][
+        "labels"
+    ]
+    assert labels["istio-injection"] == "enabled"
+    found = cluster.kubectl("get", "peerauthentication", "-n", "demo", "-o", "json").stdout
+    modes = [item["spec"]["mtls"]["mode"] for item in json.loads(found)["items"]]
+    evidence(modes)
+    assert modes == ["STRICT"]
+
+
+def test_memory_of_each_sidecar_and_of_istiod_is_told(
+    mesh: Mesh, command: LabCommand, evidence: Evidence
+) -> None:
+    """`lab measure footprint` tells the memory of istiod, and of Envoy and its agent in each sidecar"""
+    rows = command.json("measure", "footprint")["components"]
+    told = {(row["component"], row["process"]): row["mib"] for row in rows}
+    istiod = [row["mib"] for row in rows if row["component"].startswith("istio-system/istiod-")]
+    sidecars = {
+        name: [told[f"{mesh.namespace}/{name}", program] for program in ("envoy", "pilot-agent")]
+        for name in ("client", "near", "far", "raw")
+    }
+    evidence(f"istiod {sum(istiod):.0f} MiB; Envoy and agent {sidecars}")
+    assert sum(istiod) > 20
+    assert all(part > 5 for parts in sidecars.values() for part in parts)
 
 
 def test_what_is_written_to_the_mesh_is_checked(mesh: Mesh, evidence: Evidence) -> None:

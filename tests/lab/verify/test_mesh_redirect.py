@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,50 +24,13 @@ from tests.sizes import SIZES
 
 #: Requests in which no packet may be seen; connections that the sidecars keep are made before.
 WINDOW = 200
-INBOUND_PORT = 15006  # where a sidecar takes what comes in
+SIDECARS_PORTS = (15006, 15001)  # where a sidecar takes what comes in, and what goes out
+MARKER = "underpass-plain-text-marker"  # something that no request holds by chance
 OPT_OUT = {"underpass.dev/redirect": "disabled"}
 
-#: Opens, again and again, one connection to each of two servers from one and the same source port, and holds
-#: that each answers with its own name and with what it was sent.
-COLLIDE = (
-    """
-import collections, os, socket, struct, sys
-rounds, port, names = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]
-wrong, done = collections.Counter(), 0
-def connected(name, port):
-    s = socket.socket(); s.settimeout(10)
-    s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    s.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    s.bind(("", port)); s.connect((name, %d))
-    return s
-for number in range(rounds):
-    here = port + number %% 8
-    try:
-        ends = {name: connected(name, here) for name in names}
-    except OSError as fault:
-        wrong[f"connect: {fault}"] += 1
-        continue
-    for name, s in ends.items():
-        said = f"{name} {os.getpid()} {number} ".encode() * 40
-        s.sendall(said)
-        ends[name] = (s, said)
-    for name, (s, said) in ends.items():
-        got = b""
-        try:
-            while len(got) < len(said) or not got.endswith(said):
-                more = s.recv(65536)
-                if not more: break
-                got += more
-            first, _, rest = got.partition(b"\\n")
-            if first.split()[0].decode() != name or rest != said: wrong[f"{name} got {got[:60]!r}"] += 1
-            else: done += 1
-        except (OSError, IndexError) as fault:
-            wrong[f"{name}: {fault!r}"] += 1
-        s.close()
-print(done, dict(wrong))
-"""
-    % SERVER_PORT
-)
+COLLIDE = (Path(__file__).parent / "inside" / "collide.py").read_text()
+FIRST_PORT = 41000
+AGAIN = 2  # a round of that program has two connections of one port twice
 
 
 @pytest.fixture(scope="module")
@@ -86,12 +52,13 @@ def accelerated(mesh: Mesh, lab: Rendered) -> Iterator[Mesh]:
     finally:
         for name in (*names, "apart"):
             mesh.made.remove(name)
-        gone = ("delete", "pod,service", *names, "apart", "-n", mesh.namespace, "--wait=false")
+        made = (*names, "apart", "echo-1-too", "echo-2-too")
+        gone = ("delete", "pod,service", *made, "-n", mesh.namespace, "--wait=false")
         mesh.cluster.kubectl(*gone, ok=range(256))
 
 
-def _answers(mesh: Mesh, name: str) -> bool:
-    return mesh.talk("client", name).startswith(f"{name} ")
+def _answers(mesh: Mesh, service: str, pod: str = "") -> bool:
+    return mesh.talk("client", service).startswith(f"{pod or service} ")
 
 
 def _explained(lab: Rendered, client: str, server: str) -> list[dict[str, Any]]:
@@ -191,25 +158,84 @@ def test_a_pod_opts_out_by_annotation(accelerated: Mesh, lab: Rendered, evidence
 def test_bytes_reach_the_socket_that_they_were_sent_to(
     accelerated: Mesh, lab: Rendered, evidence: Evidence
 ) -> None:
-    """Two servers, two client pods, one source port at a time, reset and used again: no byte goes astray"""
+    """Source ports collide, are translated, reset, used again, by pods and by others: no byte goes astray"""
     before = accelerated.status("client", "http://near/get")
-    command = ["python3", "-c", COLLIDE, str(SIZES.mesh_collisions), "41000", "echo-1", "echo-2"]
+    for name in ("echo-1", "echo-2"):  # for who shares a pod's ports: the same four numbers are no connection
+        ports = [{"name": "tcp", "port": SERVER_PORT}]
+        accelerated.apply(service(f"{name}-too", {"app": name}, ports=ports))
+        until(partial(_answers, accelerated, f"{name}-too", name), f"{name} answers by its second Service")
     programs = [
-        accelerated.cluster.argv(["exec", "-n", accelerated.namespace, client, "--", *command])
+        accelerated.cluster.argv(
+            [
+                "exec",
+                "-n",
+                accelerated.namespace,
+                client,
+                "--",
+                "python3",
+                "-c",
+                COLLIDE,
+                *_words(accelerated),
+            ]
+        )
         for client in ("client", "client-2")
     ]
+    if outsider := _outside_of_the_node(accelerated, lab, "client"):
+        programs.append([*outsider, sys.executable, "-c", COLLIDE, *_words(accelerated, "-too")])
     outcomes = _at_once(programs)
     evidence(outcomes)
-    assert outcomes == [f"{2 * SIZES.mesh_collisions} {{}}"] * 2
+    assert outcomes == [{"done": 2 * SIZES.mesh_collisions, "wrong": {}}] * len(programs)
     assert (before, accelerated.status("client", "http://near/get")) == ("200", "200")
     counted = connect(lab, lab.nodes[0]).check_output("underpass explain -o json")
     assert any(one["accelerated"] for one in json.loads(counted)["connections"])
 
 
-def _at_once(programs: list[list[str]]) -> list[str]:
-    """Run programs side by side; what each printed."""
-    running = [subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) for argv in programs]
-    return [process.communicate(timeout=300)[0].strip() for process in running]
+def _words(mesh: Mesh, suffix: str = "") -> list[str]:
+    """The arguments of `inside/collide.py`, with addresses: who comes from outside has no names."""
+    places = [
+        f"{name}={mesh.get('service', name + suffix)['spec']['clusterIP']}:{SERVER_PORT}"
+        for name in ("echo-1", "echo-2")
+    ]
+    return [str(SIZES.mesh_collisions // AGAIN), str(FIRST_PORT), *places]
+
+
+def _outside_of_the_node(mesh: Mesh, lab: Rendered, pod: str) -> list[str]:
+    """What runs a command in a pod's network, but in none of the node's cgroups; empty if that cannot be.
+
+    Its sockets are unknown to the node's programs, and share ports and translation with the pod's.
+    """
+    inside = _process_of(mesh.get("pod", pod)["metadata"]["uid"])
+    if inside is None:
+        return []  # the node has a kernel of its own, and nothing on it is outside of it
+    assert f"/{lab.cgroup}" not in Path("/proc/self/cgroup").read_text()
+    return ["nsenter", f"--net=/proc/{inside}/ns/net", "--"]
+
+
+def _process_of(uid: str) -> int | None:
+    """A process of a pod, as this host numbers it."""
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if f"pod{uid}" in (process / "cgroup").read_text():
+                return int(process.name)
+    return None
+
+
+def _at_once(programs: list[list[str]]) -> list[dict[str, Any]]:
+    """Run programs side by side; the JSON that each printed."""
+    limit = 120 + SIZES.mesh_collisions / 5
+    running = [
+        subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for argv in programs
+    ]
+    found = []
+    try:
+        for process in running:
+            out, err = process.communicate(timeout=limit)
+            assert process.returncode == 0 and out, err
+            found.append(json.loads(out))
+    finally:
+        for process in running:
+            process.kill()
+    return found
 
 
 def test_the_same_bytes_come_back_accelerated_or_not(accelerated: Mesh, evidence: Evidence) -> None:
@@ -245,10 +271,54 @@ def test_who_dials_a_sidecars_own_port_gains_nothing(
         return outside.exec("plain", ["nc", "-z", "-w", "2", address, str(port)]).status == 0
 
     try:
-        until(lambda: not taken(INBOUND_PORT), "the sidecar's own port is closed", 20)
+        for port in SIDECARS_PORTS:
+            until(partial(lambda at: not taken(at), port), f"the sidecar's own port {port} is closed", 20)
         asked = taken(HTTP_PORT)
-        evidence(f"port {INBOUND_PORT} is closed, port {HTTP_PORT} is {'open' if asked else 'closed'}")
+        evidence(f"ports {SIDECARS_PORTS} are closed, port {HTTP_PORT} is {'open' if asked else 'closed'}")
         assert asked
+        # Nor by way of the caller's own sidecar, whose connections are accelerated.
+        for port in SIDECARS_PORTS:
+            assert accelerated.status("client", f"http://{address}:{port}/get", limit=3) != "200"
         assert accelerated.status("client", "http://near/get") == "200"
     finally:
         accelerated.clear("networkpolicy")
+
+
+def test_plain_text_stays_within_a_pod(
+    accelerated: Mesh, outside: Pods, lab: Rendered, evidence: Evidence
+) -> None:
+    """Between pods of one node, what sidecars say is TLS; the same capture shows what one without says"""
+    host = connect(lab, lab.nodes[0])
+    file = "/tmp/underpass-plain.pcap"  # on the node
+    capture = f"exec timeout 60 tcpdump -i any -U -s 0 -w {file} tcp port {HTTP_PORT}"
+    host.check_output("systemd-run --quiet --unit=underpass-plain -- sh -c %s", capture)
+    url = f"http://{accelerated.address('apart')}:{HTTP_PORT}/get"
+    try:
+        until(lambda: host.run("test -s %s", file).rc == 0, "the capture has begun")
+        # To one that opted out, so that there are packets.
+        asked = accelerated.status("client", "http://apart/get", "-H", f"x-marker: {MARKER}-mesh")
+        assert asked == "200"
+        outside.exec("plain", ["curl", "-s", "-m", "3", "-H", f"x-marker: {MARKER}-none", url])
+        until(lambda: host.run("grep -qa %s-none %s", MARKER, file).rc == 0, "plain text is seen", 15)
+        seen = host.run("grep -ca %s-mesh %s", MARKER, file).stdout.strip()
+        between = f"host {accelerated.address('client')} and host {accelerated.address('apart')}"
+        packets = len(host.check_output("tcpdump -r %s '%s' 2>/dev/null" % (file, between)).splitlines())
+    finally:
+        host.run("systemctl stop underpass-plain.service; rm -f %s", file)
+    evidence(f"{packets} packets between the sidecars, marker in plain text {seen} times")
+    assert packets > 0
+    assert seen == "0"
+
+
+def test_istios_own_rules_are_untouched(accelerated: Mesh, lab: Rendered, evidence: Evidence) -> None:
+    """A pod whose sidecar is accelerated has the same packet rules of Istio's as one that opted out"""
+    host = connect(lab, lab.nodes[0])
+    rules = {}
+    for name in ("near", "apart"):
+        uid = accelerated.get("pod", name)["metadata"]["uid"]
+        inside = f"$(grep -l pod{uid} /proc/[0-9]*/cgroup | head -1 | cut -d/ -f3)"
+        text = host.check_output(f"nsenter --net=/proc/{inside}/ns/net nft list ruleset")
+        rules[name] = re.sub(r"counter packets \d+ bytes \d+", "counter", text)
+    evidence(f"{len(rules['near'].splitlines())} lines")
+    assert all(f"redirect to :{port}" in rules["near"] for port in SIDECARS_PORTS), rules["near"]
+    assert rules["near"] == rules["apart"]
