@@ -26,6 +26,8 @@ LAB_FILE = f"""\
 apiVersion: underpass.dev/v1
 kind: Lab
 id: {LAB_ID}
+istio:
+  enabled: true
 """
 
 _rendered = pytest.StashKey[Rendered]()
