@@ -112,7 +112,9 @@ class Agent:
         reclaimer = reclaim.Reclaimer(
             self._ipam, reclaim.containerd_sandboxes, self._operations.reclaim, self._log
         )
-        collector = IdentityCollector(self._api, self._unused_identities, self._log)
+        collector = IdentityCollector(
+            self._api, self._unused_identities, self._log, self._settings.identity_wait_seconds
+        )
         for name, body in (
             ("reclaim", reclaimer.run),
             ("identity-gc", collector.run),

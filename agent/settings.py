@@ -19,6 +19,7 @@ class AgentSettings:
     """What is particular to a node. Ranges are those of the whole cluster.
 
     `state` holds what must outlive the node's boot, `run` what must not. `overlay_device` is the loader's.
+    An identity that nobody has had for `identity_wait_seconds` is deleted.
     """
 
     node: str
@@ -34,6 +35,7 @@ class AgentSettings:
     metrics_address: str = "127.0.0.1"
     metrics_port: int = 9964
     log_level: str = "info"
+    identity_wait_seconds: int = 600
 
 
 def _range(value: object) -> str:
@@ -63,6 +65,12 @@ def _port(value: object) -> int:
     return value
 
 
+def _seconds(value: object) -> int:
+    if not isinstance(value, int) or value < 1:
+        raise ValueError("must be a number of seconds, at least 1")
+    return value
+
+
 def _level(value: object) -> str:
     if value not in ("debug", "info", "warning", "error"):
         raise ValueError("must be debug, info, warning or error")
@@ -83,6 +91,7 @@ _CONVERT: dict[str, Callable[[object], Any]] = {
     "metrics_address": _address,
     "metrics_port": _port,
     "log_level": _level,
+    "identity_wait_seconds": _seconds,
 }
 _REQUIRED = ("node", "node_address", "pods_range", "services_range", "kubeconfig")
 

@@ -1,8 +1,9 @@
 """Identities that nobody has any more are deleted, in two steps that a new user of one can stop.
 
 First the object is marked with the time since which it is unused; whoever wants to use a marked identity
-takes the mark off, which makes it another version. Ten minutes later it is deleted in exactly the version
-that carries the mark, so a user who came in between has won.
+takes the mark off, which makes it another version. Some time later (ten minutes, unless the agent is
+configured otherwise) it is deleted in exactly the version that carries the mark, so a user who came in
+between has won.
 """
 
 from __future__ import annotations
@@ -17,8 +18,7 @@ from agent.identity.allocator import PATH
 from agent.planes.kubernetes.client import ApiError
 from agent.planes.kubernetes.parse import UNUSED_MARK
 
-WAIT_SECONDS = 600.0
-INTERVAL_SECONDS = 120.0
+LOOKS = 5  # times that an agent looks in the time for which an identity must have been unused
 _FORMAT = "%Y-%m-%dT%H:%M:%SZ"
 
 
@@ -40,12 +40,17 @@ class IdentityCollector:
         api: Collector,
         unused: Callable[[], list[int]],
         log: Callable[..., None],
+        wait_seconds: float,
         now: Callable[[], datetime.datetime] = lambda: datetime.datetime.now(datetime.UTC),
     ) -> None:
-        """`unused()` tells the identities that no endpoint of the cluster has."""
+        """`unused()` tells the identities that no endpoint of the cluster has.
+
+        One that was so for `wait_seconds` is deleted.
+        """
         self._api = api
         self._unused = unused
         self._log = log
+        self._wait = wait_seconds
         self._now = now
 
     def run_once(self) -> int:
@@ -66,7 +71,7 @@ class IdentityCollector:
                     path, {"metadata": {"resourceVersion": version, "annotations": {UNUSED_MARK: stamp}}}
                 )
                 return False
-            if (self._now() - since).total_seconds() < WAIT_SECONDS:
+            if (self._now() - since).total_seconds() < self._wait:
                 return False
             precondition = {"uid": metadata["uid"], "resourceVersion": metadata["resourceVersion"]}
             self._api.delete(
@@ -81,7 +86,7 @@ class IdentityCollector:
 
     def run(self, stop: threading.Event) -> None:
         """Look from time to time until `stop`."""
-        while not stop.wait(INTERVAL_SECONDS * random.uniform(0.5, 1.5)):  # noqa: S311
+        while not stop.wait(self._wait / LOOKS * random.uniform(0.5, 1.5)):  # noqa: S311
             try:
                 self.run_once()
             except ApiError as fault:

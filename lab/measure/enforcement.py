@@ -21,7 +21,7 @@ from lab.render import Rendered, RenderedNode
 
 _PORT = 9000
 _METRICS = ("curl", "--silent", "--fail", "http://127.0.0.1:9964/metrics")
-_LONGEST = 30.0  # seconds that one pod or one policy may take
+LONGEST = 30.0  # seconds that one pod or one policy may take
 
 
 def start_pods(lab: Rendered, pods: Workload, a_node: int) -> list[dict[str, Any]]:
@@ -80,15 +80,15 @@ def policy_changes(lab: Rendered, pods: Workload, policies: int, changes: int) -
     words = python("probe.py", address, str(_PORT), str(60 + changes * 3))
     closing: list[float] = []
     opening: list[float] = []
-    with _lines(pods.argv("prober", words)) as lines:
-        _wait_for(lines, "open", 0.0)
+    with lines(pods.argv("prober", words)) as told:
+        _wait_for(told, "open", 0.0)
         for _ in range((changes + 1) // 2):
             asked = time.time()
             policy.create_namespaced_network_policy(pods.namespace, gate)
-            closing.append(_wait_for(lines, "closed", asked))
+            closing.append(_wait_for(told, "closed", asked))
             asked = time.time()
             policy.delete_namespaced_network_policy("gate", pods.namespace)
-            opening.append(_wait_for(lines, "open", asked))
+            opening.append(_wait_for(told, "open", asked))
     both = [seconds * 1000 for seconds in closing + opening]
     return [
         figure("policy change to enforcement, p99", "ms", both, at_most=100.0, share=0.99),
@@ -141,11 +141,11 @@ def _ready_times(core: Any, namespace: str) -> Iterator[Queue[tuple[str, float]]
 def _of(became: Queue[tuple[str, float]], name: str) -> float:
     """When the pod called `name` became ready."""
     try:
-        while (entry := became.get(timeout=_LONGEST))[0] != name:
+        while (entry := became.get(timeout=LONGEST))[0] != name:
             pass
     except Empty:
         die(
-            f"pod {name} was not ready within {_LONGEST:g} s",
+            f"pod {name} was not ready within {LONGEST:g} s",
             hint="`lab kubectl get pods -A` and `lab logs NODE` show what holds it up",
             code=ExitCode.NODE,
         )
@@ -153,37 +153,37 @@ def _of(became: Queue[tuple[str, float]], name: str) -> float:
 
 
 @contextmanager
-def _lines(argv: list[str]) -> Iterator[Queue[str]]:
-    """The lines that a program prints, while it runs."""
-    lines: Queue[str] = Queue()
+def lines(argv: list[str], into: Queue[str] | None = None) -> Iterator[Queue[str]]:
+    """The lines that a program prints, while it runs; a queue that is given may take those of many."""
+    told: Queue[str] = Queue() if into is None else into
     process = Popen(argv, stdout=PIPE, stdin=PIPE, text=True)
 
     def follow() -> None:
         assert process.stdout
         for line in process.stdout:
-            lines.put(line)
+            told.put(line)
 
     threading.Thread(target=follow, name="prober", daemon=True).start()
     try:
-        yield lines
+        yield told
     finally:
         process.kill()
         process.wait()
 
 
-def _wait_for(lines: Queue[str], state: str, since: float) -> float:
+def _wait_for(told: Queue[str], state: str, since: float) -> float:
     """Seconds from `since` to the probe at which the prober saw `state`; 0 where it had it before.
 
     Nodes that are system containers share the clock of this machine.
     """
     try:
         while True:
-            when, _, word = lines.get(timeout=_LONGEST).strip().partition(" ")
+            when, _, word = told.get(timeout=LONGEST).strip().partition(" ")
             if word == state:
                 return max(0.0, float(when) - since)
     except Empty:
         die(
-            f"a change of policy was not seen ({state}) within {_LONGEST:g} s",
+            f"a change of policy was not seen ({state}) within {LONGEST:g} s",
             hint="`lab exec NODE underpass policy get` shows what is in force",
             code=ExitCode.NODE,
         )

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lab.cluster import Cluster
-from lab.measure import agent_cost, enforcement, services_cost, tools
+from lab.measure import agent_cost, enforcement, revocation, services_cost, tools
 from lab.measure.plain import ADDRESSES, plain
 from lab.measure.shell import Shell
 from lab.measure.statistics import figure, ratios
@@ -42,18 +42,19 @@ class Size:
     pods_a_node: int
     policies: int
     policy_changes: int
+    revocations: int
     services: int
     connects: int
     idle_seconds: int
 
 
 QUICK = Size(
-    rounds=5, seconds=1, pods_a_node=5, policies=20, policy_changes=20, services=500, connects=300,
-    idle_seconds=15,
+    rounds=5, seconds=1, pods_a_node=5, policies=20, policy_changes=20, revocations=10, services=500,
+    connects=300, idle_seconds=15,
 )  # fmt: skip
 FULL = Size(
-    rounds=11, seconds=2, pods_a_node=30, policies=100, policy_changes=200, services=10_000, connects=1000,
-    idle_seconds=60,
+    rounds=11, seconds=2, pods_a_node=30, policies=100, policy_changes=200, revocations=50, services=10_000,
+    connects=1000, idle_seconds=60,
 )  # fmt: skip
 
 AREAS = ("paths", "pods", "policy", "services", "agent")
@@ -78,6 +79,8 @@ def measure(
                     "policy", f"Change a policy {size.policy_changes} times among {size.policies}"
                 ):
                     rows += enforcement.policy_changes(lab, pods, size.policies, size.policy_changes)
+                with steps.step("resets", f"Revoke connections {size.revocations} times"):
+                    rows += revocation.resets(lab, pods, size.revocations)
             if "agent" in areas:
                 with steps.step("agent", f"Watch the agents for {size.idle_seconds} s"):
                     rows += agent_cost.agents(lab, size.idle_seconds)

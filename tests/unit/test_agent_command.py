@@ -276,3 +276,4 @@ def test_a_configuration_has_defaults_for_what_is_the_same_on_every_node(tmp_pat
     found = load(path)
     assert found.run == Path("/run/underpass")
     assert found.conflist.name == "10-underpass.conflist"
+    assert found.identity_wait_seconds == 600

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from agent.identity.allocator import IdentityAllocator, NoIdentityError, numbers
-from agent.identity.gc import WAIT_SECONDS, IdentityCollector
+from agent.identity.gc import IdentityCollector
 from agent.identity.labels import forged, identity_labels
 from agent.identity.reserved import FIRST_POD_IDENTITY, LAST_POD_IDENTITY, RESERVED, Reserved, travels
 from agent.model.objects import Identity, Name, Namespace, Pod
@@ -190,8 +190,11 @@ class Clock:
         self.time += datetime.timedelta(seconds=seconds)
 
 
+WAIT_SECONDS = 600
+
+
 def collector(server: Server, clock: Clock, unused: list[int]) -> IdentityCollector:
-    return IdentityCollector(server, lambda: unused, lambda *_, **__: None, clock)
+    return IdentityCollector(server, lambda: unused, lambda *_, **__: None, WAIT_SECONDS, clock)
 
 
 def test_an_unused_identity_is_deleted_in_two_steps() -> None:

@@ -191,6 +191,18 @@ UNSUPPORTED: dict[str, tuple[Rule | list[Rule], str]] = {
         _to_ports(listener={"envoyConfig": {"kind": "CiliumEnvoyConfig", "name": "a"}, "name": "b"}),
         f"{OUT}.toPorts[0].listener",
     ),
+    "many-faults": (  # the last of its faults, beside others of the same rule
+        _rule(
+            ingress=[
+                {
+                    "fromRequires": [{"matchLabels": {"env": "prod"}}],
+                    "authentication": {"mode": "required"},
+                    "toPorts": [{"ports": [TCP80], "rules": {"http": [{"method": "GET"}]}}],
+                }
+            ]
+        ),
+        f"{IN}.toPorts[0].rules",
+    ),
     "logged": (_rule(log={"value": "seen"}, ingress=[{"fromEndpoints": [CLIENT]}]), "spec.log"),
     "second-rule": (
         [_rule(ingress=[{}]), _rule(egress=[{"toFQDNs": [{"matchName": "a.b"}]}])],

@@ -1,4 +1,7 @@
-"""A connection that is no longer allowed is reset at both ends, within a second, idle or not."""
+"""A connection that is no longer allowed is reset at both ends, idle or not.
+
+How soon is told as evidence and measured by `lab measure network policy`; no time decides here.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,6 @@ from tests.lab.network.town import Town, program
 from tests.lab.waiting import until
 
 PORT = 8080
-SECONDS = 1.0
 CLIENT, SAME_NODE, OTHER_NODE = "r0", "r3", "r4"
 
 
@@ -58,4 +60,3 @@ def test_both_ends_of_a_revoked_connection_get_a_reset(
     latest = max(when for _, when in ends) - applied
     evidence(f"{len(ends)} ends, the last {latest:.3f} s after kubectl had its answer")
     assert [how for how, _ in ends] == ["ECONNRESET"] * 8
-    assert latest <= SECONDS
