@@ -120,12 +120,24 @@ def ensure_forwarding() -> None:
     (_SYSCTL / "ip_forward").write_text("1\n")
 
 
-def ensure_masquerade(pod_range: ipaddress.IPv4Network, overlay: str) -> None:
-    """One nft table of ours, replaced in one step."""
+def ensure_masquerade(pod_range: ipaddress.IPv4Network, overlay: str, overlay_port: int) -> None:
+    """One nft table of ours, replaced in one step.
+
+    A NAT rule has the kernel track every connection of the node. The overlay's packets are taken out of that:
+    nobody translates them, and looking them up at both nodes was a part of each packet's way across.
+    """
     rules = f"""
 add table ip {_TABLE}
 delete table ip {_TABLE}
 table ip {_TABLE} {{
+    chain untracked_in {{
+        type filter hook prerouting priority raw; policy accept;
+        udp dport {overlay_port} notrack
+    }}
+    chain untracked_out {{
+        type filter hook output priority raw; policy accept;
+        udp dport {overlay_port} notrack
+    }}
     chain postrouting {{
         type nat hook postrouting priority srcnat; policy accept;
         ip saddr {pod_range} ip daddr != {pod_range} oifname != "{overlay}" fib daddr type != local masquerade

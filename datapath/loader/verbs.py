@@ -172,7 +172,9 @@ def _prepare_host(configuration: Configuration) -> int:
             configuration.overlay_device, configuration.overlay_port, configuration.devices[0]
         )
         links.ensure_forwarding()
-        links.ensure_masquerade(configuration.pod_range, configuration.overlay_device)
+        links.ensure_masquerade(
+            configuration.pod_range, configuration.overlay_device, configuration.overlay_port
+        )
     except OSError as error:
         raise LoaderError(
             f"cannot set the node up: {error}", hint="root in the node's own namespace"

@@ -59,6 +59,23 @@ def test_outside_sees_the_nodes_address(client: Pod, fabric: Fabric) -> None:
         assert connection.server.getpeername()[0] == str(client.node.address)
 
 
+def test_the_overlay_is_no_business_of_the_kernels_connection_tracking(
+    client: Pod, far: Pod, fabric: Fabric
+) -> None:
+    """It is there for the masquerade; what crosses nodes is spared it, at both of them."""
+
+    def tracked(node: Node, *what: str) -> str:
+        return node.sandbox.run(node.namespace, "conntrack", "-L", *what).stdout
+
+    with connected(client.namespace, far, far.address) as connection:
+        connection.echo()
+    with connected(client.namespace, fabric.outside, fabric.OUTSIDE, 7004) as connection:
+        connection.echo()
+    assert "dport=7004" in tracked(client.node, "-p", "tcp"), "what is masqueraded is tracked"
+    for pod in (client, far):
+        assert f"dport={pod.node.config().overlay_port}" not in tracked(pod.node, "-p", "udp")
+
+
 def test_datagrams_both_ways(client: Pod, far: Pod) -> None:
     with listening(far.namespace, far.address, 53, socket.SOCK_DGRAM) as server:
         asking = client.namespace.socket(socket.SOCK_DGRAM)
