@@ -334,6 +334,8 @@ class Engine:
     def _table_fault(self, table: str, fault: OSError) -> None:
         self.table_faults[table] = self.table_faults.get(table, 0) + 1
         self._log("error", "table cannot be written", table=table, fault=str(fault))
+        if self.effects:
+            self.effects.table_failed(table, str(fault))
 
     # Changes of the model
 

@@ -126,7 +126,6 @@ def event_document(
     message = f"not enforced as written ({effect}): " + "; ".join(str(fault) for fault in faults)
     digest = hashlib.sha256(f"{source.uid}/{source.generation}/{message}".encode()).hexdigest()[:16]
     namespace = source.name.namespace or "default"
-    time = now()
     involved = {
         "apiVersion": _API_VERSIONS[source.kind],
         "kind": source.kind,
@@ -135,12 +134,34 @@ def event_document(
     }
     if source.name.namespace:
         involved["namespace"] = source.name.namespace
+    reason = "PolicyNotSupported" if readable else "PolicyUnreadable"
+    return _event(namespace, f"{source.name.name}.{digest}", involved, reason, message, node)
+
+
+def table_event(node: str, table: str, fault: str) -> tuple[str, dict[str, Any]]:
+    """(path of the collection, event) for a table of the node that does not take all that it should hold.
+
+    The name holds the hour, so that it is told again while it lasts, and no more often.
+    """
+    message = (
+        f"table {table} of the datapath cannot be written: {fault}. What does not fit is closed, not open; "
+        "`underpass maps` on the node shows how full its tables are"
+    )
+    hour = datetime.datetime.now(datetime.UTC).strftime("%Y%m%d%H")
+    involved = {"apiVersion": "v1", "kind": "Node", "name": node, "uid": node}
+    return _event("default", f"{node}.table-{table}.{hour}", involved, "TableNotWritten", message, node)
+
+
+def _event(
+    namespace: str, name: str, involved: dict[str, str], reason: str, message: str, node: str
+) -> tuple[str, dict[str, Any]]:
+    time = now()
     return f"/api/v1/namespaces/{namespace}/events", {
         "apiVersion": "v1",
         "kind": "Event",
-        "metadata": {"name": f"{source.name.name}.{digest}", "namespace": namespace},
+        "metadata": {"name": name, "namespace": namespace},
         "involvedObject": involved,
-        "reason": "PolicyNotSupported" if readable else "PolicyUnreadable",
+        "reason": reason,
         "message": message if len(message) <= _EVENT_LIMIT else f"{message[: _EVENT_LIMIT - 4]} ...",
         "type": "Warning",
         "source": {"component": COMPONENT, "host": node},

@@ -74,6 +74,7 @@ class Publisher:
         self._node = engine.settings.node
         self._lock = threading.Lock()
         self._mine: dict[str, LocalEndpoint] = {}
+        self._told: dict[str, str] = {}
 
     # Nodes and connections
 
@@ -181,6 +182,24 @@ class Publisher:
 
         self._outbox.submit(("identity", number), allocate)
 
+    # Tables
+
+    def table_failed(self, table: str, fault: str) -> None:
+        """A table is tried again every few seconds; that it cannot be written is told once an hour."""
+        where, event = documents.table_event(self._node, table, fault)
+        name = event["metadata"]["name"]
+        if self._told.get(table) == name:
+            return
+        self._told[table] = name
+        self._outbox.submit(("table", table), lambda: self._tell(where, event))
+
+    def _tell(self, where: str, event: dict[str, Any]) -> None:
+        try:
+            self._api.create(where, event)
+        except ApiError as fault:
+            if fault.code not in (403, 404, 409):  # being deleted, or it has been told
+                raise
+
     # Policies
 
     def policy_read(self, source: PolicySource, parsed: Parsed) -> None:
@@ -190,11 +209,7 @@ class Publisher:
     def _report_policy(self, source: PolicySource, parsed: Parsed) -> None:
         if parsed.faults:
             where, event = documents.event_document(source, parsed.faults, bool(parsed.policies), self._node)
-            try:
-                self._api.create(where, event)
-            except ApiError as fault:
-                if fault.code not in (403, 404, 409):  # being deleted, or another node was first
-                    raise
+            self._tell(where, event)
         path = documents.policy_path(source.kind, source.name)
         if path is None:
             return

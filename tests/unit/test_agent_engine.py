@@ -56,6 +56,7 @@ class Recorded:
         self.renamed: dict[ipaddress.IPv4Address, int] = {}
         self.nodes: list[str] = []
         self.health: Mapping[int, Health] = {}
+        self.failed: list[str] = []
 
     def nodes_changed(self, own: Node, others: Sequence[Node]) -> None:
         self.nodes = [own.name, *(node.name for node in others)]
@@ -80,6 +81,9 @@ class Recorded:
 
     def identities_moved(self, peers: Mapping[ipaddress.IPv4Address, int]) -> None:
         self.renamed.update(peers)
+
+    def table_failed(self, table: str, fault: str) -> None:
+        self.failed.append(table)
 
     def health_changed(self, ports: Mapping[int, Health]) -> None:
         self.health = ports
@@ -368,6 +372,7 @@ def test_a_policy_that_does_not_fit_closes_its_endpoint_and_is_tried_again(
         bench.engine.call(lambda: None)
     assert kernel.policies.content[1] == {}
     assert bench.engine.table_faults["policies"] == 1
+    assert bench.effects.failed == ["policies"]
     kernel.policies.room = 100
     bench.tell()
     assert len(kernel.policies.content[1]) > 1

@@ -284,6 +284,21 @@ def test_a_policy_with_faults_gets_an_event_and_a_status_once(desk: Desk, outbox
     assert [path for path in desk.objects.content if "/events/" in path] == events
 
 
+def test_a_table_that_is_full_is_told_by_one_event_of_its_node(desk: Desk, outbox: Outbox) -> None:
+    for _ in range(3):
+        desk.publisher.table_failed("ipcache", "No space left on device")
+        settle(outbox)
+    events = [path for path in desk.objects.content if "/events/" in path]
+    assert len(events) == 1
+    assert [what for what in desk.objects.seen if what[0] == "create"] == [
+        ("create", events[0].rsplit("/", 1)[0])
+    ]
+    event = desk.objects.content[events[0]]
+    assert (event["involvedObject"]["kind"], event["reason"]) == ("Node", "TableNotWritten")
+    assert "ipcache" in event["message"]
+    assert "No space left" in event["message"]
+
+
 def test_a_status_of_an_older_version_is_not_written_over_a_newer_one(desk: Desk, outbox: Outbox) -> None:
     where = "/apis/cilium.io/v2/namespaces/blue/ciliumnetworkpolicies/p"
     desk.objects.content[where] = {"metadata": {"generation": 3}}
