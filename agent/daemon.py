@@ -110,7 +110,11 @@ class Agent:
                 self._settings.metrics_address, self._settings.metrics_port, self._metrics, self._healthy
             )
         reclaimer = reclaim.Reclaimer(
-            self._ipam, reclaim.containerd_sandboxes, self._operations.reclaim, self._log
+            self._ipam,
+            reclaim.containerd_sandboxes,
+            self._operations.reclaim,
+            self._log,
+            self._settings.sandbox_wait_seconds,
         )
         collector = IdentityCollector(
             self._api, self._unused_identities, self._log, self._settings.identity_wait_seconds

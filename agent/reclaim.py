@@ -13,8 +13,6 @@ from collections.abc import Callable
 
 from agent.ipam import Ipam
 
-INTERVAL_SECONDS = 60.0
-YOUNG_SECONDS = 120.0
 LIST_SECONDS = 20.0
 
 
@@ -43,18 +41,20 @@ class Reclaimer:
         sandboxes: Callable[[], set[str]],
         forget: Callable[[str, str], bool],
         log: Callable[..., None],
+        young_seconds: float,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """`forget(container, interface)` takes an attachment down."""
+        """`forget(container, interface)` takes an attachment down; one is young for `young_seconds`."""
         self._ipam = ipam
         self._sandboxes = sandboxes
         self._forget = forget
         self._log = log
+        self._young = young_seconds
         self._clock = clock
 
     def run_once(self) -> int:
         """One comparison; returns how many attachments were taken down."""
-        old = [a for a in self._ipam.all() if self._clock() - a.since > YOUNG_SECONDS]
+        old = [a for a in self._ipam.all() if self._clock() - a.since > self._young]
         if not old:
             return 0
         try:
@@ -72,8 +72,8 @@ class Reclaimer:
         return count
 
     def run(self, stop: threading.Event) -> None:
-        """Compare every minute until `stop`."""
-        while not stop.wait(INTERVAL_SECONDS):
+        """Compare, twice in the time for which an attachment is young, until `stop`."""
+        while not stop.wait(self._young / 2):
             try:
                 self.run_once()
             except Exception as fault:  # the next round tries again

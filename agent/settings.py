@@ -19,7 +19,8 @@ class AgentSettings:
     """What is particular to a node. Ranges are those of the whole cluster.
 
     `state` holds what must outlive the node's boot, `run` what must not. `overlay_device` is the loader's.
-    An identity that nobody has had for `identity_wait_seconds` is deleted.
+    An identity that nobody has had for `identity_wait_seconds` is deleted; an attachment that is older than
+    `sandbox_wait_seconds` is taken down where containerd does not list its container.
     """
 
     node: str
@@ -36,6 +37,7 @@ class AgentSettings:
     metrics_port: int = 9964
     log_level: str = "info"
     identity_wait_seconds: int = 600
+    sandbox_wait_seconds: int = 120
 
 
 def _range(value: object) -> str:
@@ -92,6 +94,7 @@ _CONVERT: dict[str, Callable[[object], Any]] = {
     "metrics_port": _port,
     "log_level": _level,
     "identity_wait_seconds": _seconds,
+    "sandbox_wait_seconds": _seconds,
 }
 _REQUIRED = ("node", "node_address", "pods_range", "services_range", "kubeconfig")
 

@@ -33,6 +33,7 @@ class Sizes:
     lab_cni_parallel: int = 20  # sandboxes on a node of the lab at once
     lab_cni_rounds: int = 1  # times that, with plugin and agent killed at random points
     identity_wait_seconds: int = 5  # for which an identity is unused before it is deleted
+    sandbox_wait_seconds: int = 6  # for which an attachment that no runtime knows is left alone
     redirect_requests: int = 2000  # requests and replies between two pods during which no packet may move
     mesh_split_requests: int = 400  # requests that a VirtualService splits
     mesh_collisions: int = 150  # times that each client of a sidecar opens two connections of one port
@@ -62,6 +63,7 @@ FULL = Sizes(
     lab_cni_parallel=200,
     lab_cni_rounds=20,
     identity_wait_seconds=120,
+    sandbox_wait_seconds=120,
     redirect_requests=200_000,
     mesh_split_requests=4000,
     mesh_collisions=10_000,

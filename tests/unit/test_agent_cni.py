@@ -19,7 +19,7 @@ from agent.cni.plugin import VARIABLES
 from agent.cni.server import CniServer
 from agent.cni.spec import VERSIONS, CniError, Code, Request, Result, parse_request
 from agent.ipam import Attachment, Ipam
-from agent.reclaim import YOUNG_SECONDS, Reclaimer
+from agent.reclaim import Reclaimer
 
 PLUGIN = Path(__file__).parents[2] / "agent" / "cni" / "plugin.py"
 LOOPBACK = Path(__file__).parents[2] / "playbooks/roles/agent/files/opt/cni/bin/loopback"
@@ -304,11 +304,14 @@ def book(tmp_path: Path, now: list[float], containers: list[str]) -> Ipam:
     return ipam
 
 
+YOUNG_SECONDS = 120
+
+
 def reclaimer(ipam: Ipam, now: list[float], listed: Any) -> Reclaimer:
     def forget(container: str, interface: str) -> bool:
         return ipam.release(container, interface) is not None
 
-    return Reclaimer(ipam, listed, forget, lambda *_, **__: None, clock=lambda: now[0])
+    return Reclaimer(ipam, listed, forget, lambda *_, **__: None, YOUNG_SECONDS, lambda: now[0])
 
 
 def test_what_containerd_no_longer_lists_is_reclaimed_once_it_is_old(tmp_path: Path) -> None:

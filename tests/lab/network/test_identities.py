@@ -11,36 +11,20 @@ from lab.cluster import Cluster
 from lab.render import Rendered
 from tests.lab.conftest import Evidence
 from tests.lab.network.test_new_pods import policy
-from tests.lab.network.town import agents_ready, ask, server
+from tests.lab.network.town import configured, server
 from tests.lab.pods import Pods
 from tests.lab.waiting import until
 from tests.sizes import SIZES
 
 PORT = 8080
-CONFIG = "/etc/underpass/agent.json"
-KEPT = f"{CONFIG}.kept"
 WAIT = SIZES.identity_wait_seconds
-SHORTEN = (
-    "import json, sys; d = json.load(open(sys.argv[1])); d['identity_wait_seconds'] = int(sys.argv[2]); "
-    "json.dump(d, open(sys.argv[1], 'w'))"
-)
 
 
 @pytest.fixture
 def soon(lab: Rendered) -> Iterator[None]:
     """The agents of all nodes collect identities after the seconds of this suite's size."""
-    try:
-        for node in lab.nodes:
-            ask(lab, node.name, ["cp", "-p", CONFIG, KEPT])
-            ask(lab, node.name, ["python3", "-c", SHORTEN, CONFIG, str(WAIT)])
-            ask(lab, node.name, ["systemctl", "restart", "underpass-agent"])
-        agents_ready(lab)
+    with configured(lab, identity_wait_seconds=WAIT):
         yield
-    finally:
-        for node in lab.nodes:
-            back = f"test ! -e {KEPT} || mv {KEPT} {CONFIG}; systemctl restart underpass-agent"
-            ask(lab, node.name, ["sh", "-c", back])
-        agents_ready(lab)
 
 
 def there(cluster: Cluster) -> set[str]:

@@ -187,6 +187,30 @@ def agents_ready(lab: Rendered, seconds: float = 60) -> None:
         )
 
 
+CONFIG = "/etc/underpass/agent.json"
+_CHANGE = (
+    "import json, sys; d = json.load(open(sys.argv[1])); d.update(json.loads(sys.argv[2])); "
+    "json.dump(d, open(sys.argv[1], 'w'))"
+)
+
+
+@contextmanager
+def configured(lab: Rendered, **values: int) -> Iterator[None]:
+    """Inside, the agents of all nodes run with these settings; they are restarted before and after."""
+    try:
+        for node in lab.nodes:
+            ask(lab, node.name, ["cp", "-p", CONFIG, f"{CONFIG}.kept"])
+            ask(lab, node.name, ["python3", "-c", _CHANGE, CONFIG, json.dumps(values)])
+            ask(lab, node.name, ["systemctl", "restart", "underpass-agent"])
+        agents_ready(lab)
+        yield
+    finally:
+        back = f"test ! -e {CONFIG}.kept || mv {CONFIG}.kept {CONFIG}; systemctl restart underpass-agent"
+        for node in lab.nodes:
+            ask(lab, node.name, ["sh", "-c", back])
+        agents_ready(lab)
+
+
 def underpass(lab: Rendered, node: str, *arguments: str) -> Any:
     """The answer of the node command, as data."""
     return json.loads(ask(lab, node, ["underpass", *arguments, "-o", "json"]))
