@@ -63,6 +63,7 @@ def test_an_identity_that_nobody_has_any_more_goes_and_others_stay(
 
     def delete(name: str) -> None:
         cluster.kubectl("delete", "pod", name, "-n", pods.namespace, timeout=60)
+        pods.made.remove(name)
 
     delete("twin")
     delete("goes")
