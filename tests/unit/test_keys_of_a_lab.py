@@ -145,6 +145,14 @@ def test_a_node_is_itself_and_nobody_else(lab: Rendered) -> None:
         assert client.subject.rfc4514_string() == f"CN=system:node:{node.name},O=system:nodes"
 
 
+def test_an_agent_is_its_node_and_one_of_the_agents(lab: Rendered) -> None:
+    """So the API lets it do what a node may to its own, and what the agents' one role says."""
+    for node in lab.nodes:
+        client = certificate(keys.folder(lab) / "nodes" / node.name / "agent.crt")
+        parts = client.subject.rfc4514_string().split(",")
+        assert sorted(parts) == [f"CN=system:node:{node.name}", "O=system:nodes", "O=underpass:agents"]
+
+
 def test_only_the_super_admin_is_beyond_the_cluster_s_rules(lab: Rendered) -> None:
     masters = {
         path.name
