@@ -24,6 +24,8 @@ _WRK_REQUESTS = re.compile(r"(\d+) requests in ([\d.]+)(us|ms|s|m),")
 _WRK_FAULTS = re.compile(r"(?:Socket errors|Non-2xx or 3xx responses): (.*)")
 _IN_US = {"us": 1.0, "ms": 1e3, "s": 1e6, "m": 6e7}
 
+SOCKPERF_SAW_NOTHING = "No valid observations found"
+
 #: A script for wrk, in the language that it takes: of itself it tells no percentile behind 99.
 WRK_SCRIPT = 'done = function(_, latency) print(("p99.9 %d us"):format(latency:percentile(99.9))) end'
 

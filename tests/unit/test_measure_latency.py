@@ -6,14 +6,17 @@ import csv
 import json
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import yaml
 
-from lab.measure.latency import paths, post, report
+from lab.measure import tools
+from lab.measure.latency import paths, post, report, run
 from lab.measure.latency.paths import BRIDGE, IN_KERNEL, NO_PROXY, PROXIES, UNIX, WITH_POLICY
 from lab.measure.latency.result import FREE, GRAPH_SIZE, ONE_CPU, Row, figures, percentiles, table
 from lab.measure.latency.run import PARTS, USUAL, accelerated, only
+from tests.unit.test_measure_tools import SOCKPERF
 
 SHARES = (50.0, 75.0, 90.0, 99.0, 99.9)
 
@@ -146,3 +149,22 @@ def test_every_proxy_listens_where_its_path_goes_and_leads_to_the_server() -> No
         assert f"{word}{ways[name].http}" in text
         assert f"10.9.9.9:{paths.ECHO}" in text
         assert f"10.9.9.9:{paths.WEB}" in text
+
+
+class Stalled:
+    """A shell on a machine that stood still during the first measurement."""
+
+    def __init__(self, answers: list[str]) -> None:
+        self.answers = answers
+
+    def ask(self, _: str, **__: object) -> str:
+        return self.answers.pop(0)
+
+
+def test_a_second_in_which_the_machine_stood_still_is_measured_again() -> None:
+    bench = Mock(cpu=Mock(side_effect=[0.0, 100.0, 150.0]))
+    bench.of.return_value = (Stalled([tools.SOCKPERF_SAW_NOTHING, SOCKPERF]), "10.0.0.1")
+    row = run._tcp(bench, paths.WAYS[1], FREE, 0, GRAPH_SIZE, 1)
+    assert row.percentiles[50.0] > 0
+    assert row.cpu is not None
+    assert row.cpu * tools.sockperf_latency(SOCKPERF).requests == pytest.approx(50.0)
