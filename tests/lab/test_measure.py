@@ -17,13 +17,15 @@ TINY = ("measure", "latency", "--tiny", *(word for path in PATHS for word in ("-
 HOPS = ["client", "client's Envoy", "server's Envoy", "server"]
 
 
-def test_the_graph_is_made_with_paths_that_are_what_they_claim(
+def test_hazard_29_the_graph_is_made_on_free_cpus_and_on_one_by_paths_that_are_what_they_claim(
     lab: Rendered, command: LabCommand, cluster: Cluster, tmp_path: Path
 ) -> None:
+    """What a wake-up costs depends on whether both ends share a CPU: both figures are told."""
     found: dict[str, Any] = command.json(*TINY, "--into", str(tmp_path / "out"))
-    measured = {(row["kind"], row["path"]) for row in found["rows"]}
-    assert {(kind, path) for kind in ("tcp", "http") for path in PATHS} <= measured
-    assert ("pair", "UNIX socket") in measured
+    measured = {(row["kind"], row["mode"], row["path"]) for row in found["rows"]}
+    for mode in ("free CPUs", "one CPU"):
+        assert {(kind, mode, path) for kind in ("tcp", "http") for path in PATHS} <= measured
+        assert ("pair", mode, "UNIX socket") in measured
     assert {row["path"]: row["errors"] for row in found["rows"] if row["errors"]} == {}
     assert found["accelerated"] == {"no proxy": False, "bridge": None, "in-kernel": True, "Envoy": False}
     assert found["notes"] == []

@@ -46,7 +46,7 @@ class Size:
     modes: tuple[str, ...] = MODES
 
 
-TINY = Size(1, 1, 1, 0, (), (), (FREE,))
+TINY = Size(1, 1, 1, 0, (), ())
 QUICK = Size(3, 1, 1, 0, (), (), (FREE,))
 USUAL = Size(9, 1, 5, 1, (64, 4096, 65507), (10, 100, 1000))
 FULL = Size(15, 2, 9, 5, (64, 256, 1024, 4096, 16384, 65507), (10, 100, 1000))
