@@ -43,7 +43,7 @@ ON_NODE = {
     "kernel.txt": ["sh", "-c", "uname -a; dmesg | tail -n 300"],
     "versions.txt": ["sh", "-c", "containerd --version; runc --version; kubelet --version; dpkg-query -W"],
     # Flows are told as they happen: what passes in three seconds shows whether anything does.
-    "flows.jsonl": ["timeout", "3", "underpass", "monitor", "-o", "json"],
+    "flows.jsonl": ["underpass", "monitor", "--seconds", "3", "-o", "json"],
     **{
         f"underpass/{name}.json": ["underpass", *words, "-o", "json"]
         for name, words in {
