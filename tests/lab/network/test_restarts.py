@@ -85,6 +85,10 @@ def test_agents_are_killed_and_restarted_and_programs_replaced(
     judge(flows, town.came(CLOSED, PORT)[before:])
 
 
+#: What the other release has in two of its files, and nothing of ours.
+MARK = "made-another-by-a-test"
+
+
 def test_another_release_of_agent_and_programs_and_back(
     lab: Rendered, command: LabCommand, policies: Town, evidence: Evidence
 ) -> None:
@@ -93,8 +97,8 @@ def test_another_release_of_agent_and_programs_and_back(
     close(town)
     before = len(town.came(CLOSED, PORT))
     other = (
-        "echo '/* of another release */' >>/opt/underpass/lib/datapath/src/pod_egress.c && "
-        "echo '# of another release' >>/opt/underpass/lib/agent/daemon.py && "
+        f"echo '/* {MARK} */' >>/opt/underpass/lib/datapath/src/pod_egress.c && "
+        f"echo '# {MARK}' >>/opt/underpass/lib/agent/daemon.py && "
         "systemctl restart underpass-datapath underpass-agent"
     )
     sources = [loaded(lab)]
@@ -111,8 +115,6 @@ def test_another_release_of_agent_and_programs_and_back(
     assert done["changed"] > 0
     assert sources[0] == sources[2] and not sources[0] & sources[1], "programs of other sources ran meanwhile"
     for node in lab.nodes:
-        assert (
-            ask(lab, node.name, ["sh", "-c", "grep -rl 'another release' /opt/underpass/lib || true"]) == ""
-        )
+        assert ask(lab, node.name, ["sh", "-c", f"grep -rl {MARK} /opt/underpass/lib || true"]) == ""
     evidence(f"upgrade in {took:.0f} s: {summary(flows)}")
     judge(flows, town.came(CLOSED, PORT)[before:])
