@@ -42,10 +42,7 @@ import json  # noqa: E402
 from pathlib import Path  # noqa: E402
 
 from ansible.module_utils.basic import AnsibleModule  # noqa: E402
-from ansible.module_utils.underpass_turn import NoTurn, take  # noqa: E402
-
-#: How long an earlier run, cut off on the controller, may still be at work here.
-TURN_SECONDS = 120.0
+from ansible.module_utils.underpass_turn import take_or_fail  # noqa: E402
 
 LABEL = "underpass.dev/artifact"
 
@@ -58,10 +55,7 @@ def main() -> None:
         },
         supports_check_mode=True,
     )
-    try:
-        take(TURN_SECONDS)
-    except NoTurn as fault:
-        module.fail_json(msg=str(fault))
+    take_or_fail(module)
     imported = [
         name for folder in module.params["folders"] for name in import_all(module, Path(folder).resolve())
     ]

@@ -51,10 +51,7 @@ import json  # noqa: E402
 from pathlib import Path  # noqa: E402
 
 from ansible.module_utils.basic import AnsibleModule  # noqa: E402
-from ansible.module_utils.underpass_turn import NoTurn, take  # noqa: E402
-
-#: How long an earlier run, cut off on the controller, may still be at work here.
-TURN_SECONDS = 120.0
+from ansible.module_utils.underpass_turn import take_or_fail  # noqa: E402
 
 
 def stamp(inputs: str, manifests: str) -> str:
@@ -78,10 +75,7 @@ def main() -> None:
         },
         supports_check_mode=True,
     )
-    try:
-        take(TURN_SECONDS)
-    except NoTurn as fault:
-        module.fail_json(msg=str(fault))
+    take_or_fail(module)
     istio = Path(module.params["istio"]).resolve()
     values, settings = Path(module.params["values"]), module.params["settings"]
     target = Path(module.params["folder"]) / "istio.yaml"

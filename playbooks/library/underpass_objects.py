@@ -55,10 +55,7 @@ import time  # noqa: E402
 from pathlib import Path  # noqa: E402
 
 from ansible.module_utils.basic import AnsibleModule  # noqa: E402
-from ansible.module_utils.underpass_turn import NoTurn, take  # noqa: E402
-
-#: How long an earlier run, cut off on the controller, may still be at work here.
-TURN_SECONDS = 120.0
+from ansible.module_utils.underpass_turn import take_or_fail  # noqa: E402
 
 KUBECTL = "/opt/underpass/current/kubernetes/bin/kubectl"
 SAME, DIFFERENT = 0, 1  # statuses of `kubectl diff`
@@ -78,10 +75,7 @@ def main() -> None:
         },
         supports_check_mode=True,
     )
-    try:
-        take(TURN_SECONDS)
-    except NoTurn as fault:
-        module.fail_json(msg=str(fault))
+    take_or_fail(module)
     kubectl = [KUBECTL, f"--kubeconfig={module.params['kubeconfig']}"]
     make = remove if module.params["state"] == "absent" else apply
     objects: list[str] = []

@@ -11,7 +11,10 @@ import fcntl
 import os
 import time
 from pathlib import Path
+from typing import Any
 
+#: How long an earlier run, cut off on the controller, may still be at work here.
+TURN_SECONDS = 120.0
 PAUSE = 0.1  # seconds between two tries
 FILE = "run/underpass-turn.lock"
 
@@ -37,3 +40,11 @@ def take(seconds: float, root: str = "/") -> int:
                     f"an earlier run is still at work on this node after {seconds:.0f} s; it holds {path}"
                 ) from None
         time.sleep(PAUSE)
+
+
+def take_or_fail(module: Any) -> None:
+    """The same for a module of Ansible's, which fails with those words."""
+    try:
+        take(TURN_SECONDS)
+    except NoTurn as fault:
+        module.fail_json(msg=str(fault))
