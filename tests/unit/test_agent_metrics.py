@@ -76,6 +76,19 @@ def test_requests_of_the_plugin_are_a_histogram(scraped: Scraped) -> None:
     assert samples["underpass_cni_seconds_count", (("command", "other"), ("outcome", "error"))] == 1
 
 
+def test_a_quantile_told_by_its_bucket_says_something_around_the_promise(scraped: Scraped) -> None:
+    for seconds in (0.022, 0.081, 0.104, 0.151):
+        scraped.metrics.observe_cni("ADD", seconds, "ok")
+    samples = scraped.samples()
+
+    def up_to(bound: str) -> float:
+        labels = (("command", "ADD"), ("le", bound), ("outcome", "ok"))
+        return samples["underpass_cni_seconds_bucket", labels]
+
+    bounds = ("0.02", "0.025", "0.075", "0.09", "0.1", "0.11", "0.15", "0.175")
+    assert [up_to(bound) for bound in bounds] == [0, 1, 1, 2, 2, 3, 3, 4]
+
+
 def test_health_follows_the_agent(scraped: Scraped) -> None:
     assert scraped.get("/healthz") == (200, "ok\n")
     scraped.healthy = False
