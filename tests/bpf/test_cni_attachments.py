@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -52,6 +54,16 @@ class Agent:
         assert self.process
         self.process.send_signal(signal.SIGKILL)
         self.process.wait()
+
+    def await_socket(self, deadline: float) -> None:
+        """Wait until somebody listens, at most until `deadline`: plugins that are started in vain would only
+        keep the agent from its own start.
+        """
+        while time.monotonic() < deadline:
+            with socket.socket(socket.AF_UNIX) as probe, contextlib.suppress(OSError):
+                probe.connect(str(self.folder / "cni.sock"))
+                return
+            time.sleep(0.05)
 
     def book(self) -> dict[str, dict[str, Any]]:
         """The address book on disk by container."""
@@ -243,10 +255,9 @@ def test_a_second_add_of_an_attachment_is_refused_and_changes_nothing(agent: Age
 class Storm:
     """Many sandboxes at once, wired up and taken down as a runtime does it, through kills."""
 
-    def __init__(self, agent: Agent, rng: random.Random, count: int) -> None:
+    def __init__(self, agent: Agent, rng: random.Random, sandboxes: Sandboxes) -> None:
         self.agent = agent
-        self.sandboxes = Sandboxes(count)
-        self.count = count
+        self.sandboxes = sandboxes
         self.rng = rng
         self.answered: dict[str, str] = {}
         self._lock = threading.Lock()
@@ -261,6 +272,7 @@ class Storm:
             if status == 0 or answer.get("code") != 11 or time.monotonic() > deadline:
                 return status, answer
             time.sleep(0.2)
+            self.agent.await_socket(deadline)
 
     def one(self, number: int) -> None:
         """One sandbox: perhaps first an ADD that is killed, then one that must come to an answer."""
@@ -286,8 +298,9 @@ class Storm:
 
 def test_no_address_is_leaked_or_given_twice_whatever_is_killed(agent: Agent) -> None:
     rng = random.Random(20)
+    sandboxes = Sandboxes(SIZES.cni_parallel)
     for round_number in range(SIZES.cni_rounds):
-        storm = Storm(agent, rng, SIZES.cni_parallel)
+        storm = Storm(agent, rng, sandboxes)
         over = threading.Event()
 
         def killer(over: threading.Event = over) -> None:
@@ -300,7 +313,7 @@ def test_no_address_is_leaked_or_given_twice_whatever_is_killed(agent: Agent) ->
             killing.start()
         try:
             with ThreadPoolExecutor(24) as pool:
-                for outcome in [pool.submit(storm.one, n) for n in range(storm.count)]:
+                for outcome in [pool.submit(storm.one, n) for n in range(SIZES.cni_parallel)]:
                     outcome.result()
         finally:
             over.set()
@@ -314,4 +327,4 @@ def test_no_address_is_leaked_or_given_twice_whatever_is_killed(agent: Agent) ->
             list(pool.map(storm.take_down, storm.answered))
         assert agent.book() == {}
         assert agent.cables() == set()
-        storm.sandboxes.close()
+    sandboxes.close()

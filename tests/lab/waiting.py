@@ -11,8 +11,13 @@ Value = TypeVar("Value")
 PAUSE = 0.2
 
 
-def until(condition: Callable[[], Value | None], what: str, seconds: float = 60) -> Value:
-    """Ask `condition` until it gives something true; fails with `what` and its last answer."""
+def until(
+    condition: Callable[[], Value | None], what: str, seconds: float = 60, pause: float = PAUSE
+) -> Value:
+    """Ask `condition` until it gives something true; fails with `what` and its last answer.
+
+    pause: seconds between two questions; more where to ask costs what is waited for its time.
+    """
     deadline = time.monotonic() + seconds
     while True:
         answer = condition()
@@ -20,4 +25,4 @@ def until(condition: Callable[[], Value | None], what: str, seconds: float = 60)
             return answer
         if time.monotonic() > deadline:
             raise AssertionError(f"{what}: not within {seconds:g} s; last answer: {answer!r}")
-        time.sleep(PAUSE)
+        time.sleep(pause)

@@ -16,7 +16,7 @@ from scapy.packet import Raw
 from lab.cluster import Cluster
 from lab.render import Rendered
 from tests.lab.conftest import Evidence
-from tests.lab.network.test_new_pods import knocker, phases, policy
+from tests.lab.network.test_new_pods import knocker, policy
 from tests.lab.network.town import Town, agents_ready, ask, came, reason, server, underpass
 from tests.lab.pods import Pods
 from tests.lab.waiting import until
@@ -260,7 +260,8 @@ def test_an_address_that_is_used_again_inherits_nothing(
     ask(lab, second.name, ["systemctl", "start", "underpass-agent"])
     agents_ready(lab)
     pods.apply(knocker(pods, "x", second.name, "stranger", target))
-    until(lambda: phases(pods, ["x"]) == ["Failed"], "the second pod has tried", 60)
+    phase = ["get", "pod", "x", "-n", pods.namespace, "-o", "jsonpath={.status.phase}"]
+    until(lambda: pods.cluster.kubectl(*phase).stdout == "Failed", "the second pod has tried", 60)
     assert pods.address("x") == address
     assert [peer for *_, peer in came(pods, "closed")].count(address) == 1, (
         "it got in by its predecessor's right"

@@ -5,9 +5,11 @@ are killed at random moments, then all get a DEL. The address book and the links
 answered. Prints a JSON object {adds, killed_plugins, killed_agents, faults}.
 """
 
+import contextlib
 import json
 import os
 import random
+import socket
 import subprocess
 import sys
 import threading
@@ -18,6 +20,7 @@ from typing import Any
 
 PARALLEL, ROUNDS, SEED = (int(text) for text in sys.argv[1:4])
 PLUGIN = "/opt/cni/bin/underpass-cni"
+SOCKET = "/run/underpass/cni.sock"
 BOOK = Path("/var/lib/underpass/addresses.json")
 CONFIG = json.dumps({"cniVersion": "1.0.0", "name": "underpass", "type": "underpass-cni"}).encode()
 LIMIT = 120.0
@@ -72,6 +75,15 @@ def plugin(command: str, container: str, netns: str, kill_after: float | None = 
     return process.returncode, json.loads(output) if output else {}
 
 
+def await_agent(deadline: float) -> None:
+    """Wait until the agent listens: plugins that are started in vain would keep it from its own start."""
+    while time.monotonic() < deadline:
+        with socket.socket(socket.AF_UNIX) as probe, contextlib.suppress(OSError):
+            probe.connect(SOCKET)
+            return
+        time.sleep(0.1)
+
+
 def persist(command: str, container: str, netns: str) -> tuple[int, Any]:
     """Again and again while the answer is "try again later"."""
     deadline = time.monotonic() + LIMIT
@@ -80,6 +92,7 @@ def persist(command: str, container: str, netns: str) -> tuple[int, Any]:
         if status == 0 or answer.get("code") != 11 or time.monotonic() > deadline:
             return status, answer
         time.sleep(0.2)
+        await_agent(deadline)
 
 
 def add(container: str, netns: str) -> str:
@@ -103,11 +116,14 @@ def one(number: int, answered: dict[str, str]) -> None:
 
 
 def kill_agents(over: threading.Event) -> None:
+    """At random moments, each once the last one is back: agents killed sooner would serve nobody."""
     pause = 0.3  # the first one soon, also where a round is short
     while not over.wait(pause):
         pause = rng.uniform(2, 5)
         subprocess.run(["systemctl", "kill", "--signal=KILL", "underpass-agent"], check=True)
         count["killed_agents"] += 1
+        time.sleep(0.2)
+        await_agent(time.monotonic() + LIMIT)
 
 
 def round_of(number: int) -> None:
