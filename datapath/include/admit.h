@@ -79,7 +79,7 @@ static __always_inline int admit(struct __sk_buff *skb, const struct config *con
 	struct flow_key key;
 	struct conntrack_entry *entry;
 	struct policy_entry found = {};
-	__u64 now = clock_ns();
+	__u64 now = clock_coarse_ns(); /* to a tick: it is compared in seconds */
 	__u64 revision = policy_revision(admission->endpoint);
 	int reason;
 

@@ -12,6 +12,7 @@
 #include "admit.h"
 #include "continue.h"
 #include "deliver.h"
+#include "encapsulate.h"
 #include "translate.h"
 
 struct target {
@@ -65,6 +66,18 @@ static __always_inline int forward_to_pod(struct __sk_buff *skb, const struct co
 	return deliver_to_pod(skb, to, PLACE_POD_EGRESS);
 }
 
+/* To another node, by the short way if the packet can go it. */
+static __always_inline int forward_to_node(struct __sk_buff *skb, const struct config *config,
+					   const struct packet *packet, __u32 identity, const struct addr *tunnel)
+{
+	int action = encapsulate(skb, config, packet, tunnel, identity);
+
+	if (action < 0)
+		return deliver_to_node(skb, config, tunnel, identity, PLACE_POD_EGRESS);
+	count(action == TC_DROP ? REASON_REWRITE_FAILED : REASON_TO_OVERLAY, PLACE_POD_EGRESS, packet->length);
+	return action;
+}
+
 static __always_inline int forward_from_pod(struct __sk_buff *skb, const struct config *config, struct packet *packet,
 					    const struct endpoint *from, const struct target *target, __u16 new_flags)
 {
@@ -101,7 +114,7 @@ static __always_inline int forward_from_pod(struct __sk_buff *skb, const struct 
 	if (target->pod)
 		return forward_to_pod(skb, config, packet, identity, target->pod);
 	if (target->cache && !addr_is_zero(&target->cache->tunnel))
-		return deliver_to_node(skb, config, &target->cache->tunnel, identity, PLACE_POD_EGRESS);
+		return forward_to_node(skb, config, packet, identity, &target->cache->tunnel);
 	if (target->identity == IDENTITY_HOST)
 		return passed(skb, REASON_TO_HOST, PLACE_POD_EGRESS, TC_PASS);
 	return passed(skb, REASON_TO_OUTSIDE, PLACE_POD_EGRESS, TC_PASS);

@@ -15,6 +15,7 @@ HELPER(void *, map_lookup, BPF_FUNC_map_lookup_elem, void *map, const void *key)
 HELPER(long, map_update, BPF_FUNC_map_update_elem, void *map, const void *key, const void *value, __u64 flags);
 HELPER(long, map_delete, BPF_FUNC_map_delete_elem, void *map, const void *key);
 HELPER(__u64, clock_ns, BPF_FUNC_ktime_get_ns, void);
+HELPER(__u64, clock_coarse_ns, BPF_FUNC_ktime_get_coarse_ns, void);
 HELPER(__u32, random_u32, BPF_FUNC_get_prandom_u32, void);
 HELPER(long, tail_call, BPF_FUNC_tail_call, void *ctx, void *programs, __u32 index);
 
@@ -22,6 +23,8 @@ HELPER(long, packet_read, BPF_FUNC_skb_load_bytes, const void *skb, __u32 offset
 HELPER(long, packet_write, BPF_FUNC_skb_store_bytes, void *skb, __u32 offset, const void *from, __u32 size,
        __u64 flags);
 HELPER(long, packet_resize, BPF_FUNC_skb_change_tail, void *skb, __u32 size, __u64 flags);
+HELPER(long, packet_add_room, BPF_FUNC_skb_adjust_room, void *skb, int bytes, __u32 where, __u64 flags);
+HELPER(__u32, packet_hash, BPF_FUNC_get_hash_recalc, void *skb);
 HELPER(long, packet_set_type, BPF_FUNC_skb_change_type, void *skb, __u32 type);
 HELPER(long, checksum_l3_replace, BPF_FUNC_l3_csum_replace, void *skb, __u32 offset, __u64 from, __u64 to,
        __u64 flags);
@@ -33,6 +36,7 @@ HELPER(__s64, checksum_diff, BPF_FUNC_csum_diff, __be32 *from, __u32 from_size, 
 HELPER(long, redirect, BPF_FUNC_redirect, __u32 ifindex, __u64 flags);
 HELPER(long, redirect_peer, BPF_FUNC_redirect_peer, __u32 ifindex, __u64 flags);
 HELPER(long, redirect_neighbour, BPF_FUNC_redirect_neigh, __u32 ifindex, void *params, int size, __u64 flags);
+HELPER(long, fib_lookup, BPF_FUNC_fib_lookup, void *ctx, struct bpf_fib_lookup *road, int size, __u32 flags);
 HELPER(long, clone_redirect, BPF_FUNC_clone_redirect, void *skb, __u32 ifindex, __u64 flags);
 HELPER(long, tunnel_get, BPF_FUNC_skb_get_tunnel_key, void *skb, struct bpf_tunnel_key *key, __u32 size,
        __u64 flags);
@@ -56,7 +60,6 @@ HELPER(long, header_store, BPF_FUNC_store_hdr_opt, struct bpf_sock_ops *ctx, con
        __u64 flags);
 HELPER(long, header_reserve, BPF_FUNC_reserve_hdr_opt, struct bpf_sock_ops *ctx, __u32 size, __u64 flags);
 HELPER(long, list_write, BPF_FUNC_seq_write, void *list, const void *data, __u32 size);
-HELPER(__u64, clock_coarse_ns, BPF_FUNC_ktime_get_coarse_ns, void);
 
 HELPER(__u64, socket_cookie, BPF_FUNC_get_socket_cookie, void *ctx);
 HELPER(__u64, namespace_cookie, BPF_FUNC_get_netns_cookie, void *ctx);

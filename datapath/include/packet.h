@@ -98,6 +98,7 @@ struct packet {
 	__u8 kind;
 	__u8 tcp_flags;
 	__u8 icmp_type;
+	__u8 tos;
 	__u32 l4;
 	__u32 embedded_l4; /* of an ICMP error: offset of the ports it quotes */
 	__u32 length;
@@ -223,6 +224,7 @@ static __always_inline int packet_parse(struct __sk_buff *skb, struct packet *pa
 	packet->source_port = 0;
 	packet->destination_port = 0;
 	packet->protocol = ip.protocol;
+	packet->tos = ip.tos;
 	packet->tcp_flags = 0;
 	packet->icmp_type = 0;
 	packet->l4 = L3_OFFSET + header;

@@ -8,6 +8,7 @@
 #ifndef UNDERPASS_RESET_H
 #define UNDERPASS_RESET_H
 
+#include "checksum.h"
 #include "deliver.h"
 #include "packet.h"
 
@@ -22,13 +23,6 @@ struct reset {
 	__be32 acknowledgment;
 	__u8 flags;
 };
-
-static __always_inline __u16 checksum_fold(__u32 sum)
-{
-	sum = (sum & 0xffff) + (sum >> 16);
-	sum = (sum & 0xffff) + (sum >> 16);
-	return sum;
-}
 
 /*
  * Cut the packet to the size of a reset. Returns 1 when its checksum is one that the device finishes (then the field
@@ -79,7 +73,7 @@ static __always_inline int reset_write(struct __sk_buff *skb, const struct reset
 	};
 	__u32 sum = checksum_diff(0, 0, (void *)&pseudo, sizeof(pseudo), 0);
 
-	ip.checksum = ~checksum_fold(checksum_diff(0, 0, (void *)&ip, sizeof(ip), 0));
+	ip.checksum = checksum_ipv4(&ip);
 	if (unfinished)
 		tcp.checksum = checksum_fold(sum);
 	else

@@ -36,7 +36,7 @@ static __always_inline int translation_reply(struct __sk_buff *skb, struct packe
 
 	if (!found)
 		return REASON_TRANSLATION_MISSING;
-	found->used = clock_ns();
+	found->used = clock_coarse_ns();
 	*ifindex = found->ifindex;
 	return rewrite_tuple(skb, packet, found, TRANSLATION_REPLY) ? REASON_REWRITE_FAILED : 0;
 }

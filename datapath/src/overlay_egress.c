@@ -7,7 +7,8 @@
  *           processes, routed here by the route of the cluster's pod range, get the receiver's node and the identity
  *           "remote node", which is what this node is to the other. Anything else (somebody outside who uses this
  *           node as a router) is dropped.
- * Cost      One helper call for pods' packets; one trie look-up for the node's own.
+ * Cost      One helper call for pods' packets (most go by the device no more, see encapsulate.h); one trie look-up for
+ *           the node's own.
  * Kernel    6.6.
  */
 #include "forward.h"

@@ -45,7 +45,7 @@ static __always_inline int overlay_host_port(struct __sk_buff *skb, const struct
 	int reason;
 
 	if (known) {
-		known->used = clock_ns();
+		known->used = clock_coarse_ns();
 		to = *known;
 	} else {
 		if (!protocol_has_ports(packet->protocol) || packet->kind == PACKET_ICMP_ERROR)
@@ -60,7 +60,7 @@ static __always_inline int overlay_host_port(struct __sk_buff *skb, const struct
 		to.source_port = packet->source_port;
 		to.destination = backend->address;
 		to.destination_port = backend->port;
-		to.used = clock_ns();
+		to.used = clock_coarse_ns();
 		reason = translation_add(packet, &to, 0, config->overlay_ifindex);
 		if (reason)
 			return reason;

@@ -8,8 +8,8 @@
  *           pod gets it through the overlay with the sender's identity; the rest goes to the host's stack.
  *           Nothing passes without an endpoint entry and a policy.
  * Cost      Known connection, same node: 3 hash look-ups for addresses, 2 for connections, 2 arrays. To another
- *           node: one trie and one connection look-up instead of the receiver's.
- * Kernel    6.6 (tcx; bpf_redirect_peer 5.10).
+ *           node: one trie and the node's routes instead of the receiver's connection, and 64 bytes written.
+ * Kernel    6.6 (tcx; bpf_redirect_peer 5.10; BPF_FIB_LOOKUP_SKIP_NEIGH 6.3).
  */
 #include "arp.h"
 #include "forward.h"

@@ -45,7 +45,7 @@ static __always_inline int service_request(const struct config *config, const st
 	to->destination = choice.backend->address;
 	to->destination_port = choice.backend->port;
 	to->ifindex = 0;
-	to->used = clock_ns();
+	to->used = clock_coarse_ns();
 	if (addr_equal(&to->source, &to->destination))
 		to->source = config->loopback;
 	return translation_add(packet, to, 0, 0);
@@ -84,7 +84,7 @@ int pod_service(struct __sk_buff *skb)
 	}
 	known = translation_find(&packet, TRANSLATION_REQUEST);
 	if (known) {
-		known->used = clock_ns();
+		known->used = clock_coarse_ns();
 		to = *known;
 	} else {
 		reason = service_request(config, &packet, &to);

@@ -9,6 +9,7 @@ from typing import Any
 
 from scapy.layers.inet import IP, TCP, UDP
 from scapy.layers.l2 import Ether
+from scapy.layers.vxlan import VXLAN
 from scapy.packet import Packet, Raw
 
 from datapath import libbpf
@@ -68,6 +69,14 @@ def frame_to(pod: Pod, source: object, payload: Packet, **ip: Any) -> Packet:
 def sent_by(pod: Pod, frame: Packet | bytes) -> Outcome:
     """Run pod_egress on a frame from the pod."""
     return run(pod.node, "pod_egress", frame, ifindex=pod.index)
+
+
+def inside(frame: Packet) -> Packet:
+    """The frame in a VXLAN frame."""
+    header = VXLAN(bytes(frame[UDP].payload))
+    assert (frame[UDP].dport, header.flags) == (8472, "Instance")
+    found: Packet = header[Ether]
+    return found
 
 
 def checksums_hold(frame: Packet) -> bool:

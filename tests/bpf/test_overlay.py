@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import socket
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from scapy.layers.inet import IP, TCP, UDP
@@ -188,9 +189,14 @@ def test_a_node_is_no_router_for_strangers(node: Node, far: Pod) -> None:
         assert run(node, "overlay_egress", frame, ifindex=overlay, came_by=0).action == DROP
 
 
-def test_vxlan_between_nodes_is_let_in(node: Node, other: Node, fabric: Fabric) -> None:
+@pytest.mark.parametrize("header", [{}, {"options": b"\1\1\1\1"}, {"flags": "MF"}], ids=str)
+def test_vxlan_between_nodes_is_let_in(
+    header: dict[str, Any], node: Node, other: Node, fabric: Fabric
+) -> None:
+    """And from nobody else, whatever its header looks like"""
     eth0 = node.namespace.index("eth0")
-    frame = INNER / IP(src=str(other.address), dst=str(node.address)) / UDP(sport=1, dport=8472) / b"x"
+    ip = IP(src=str(other.address), dst=str(node.address), **header)
+    frame = INNER / ip / UDP(sport=1, dport=8472) / b"x"
     assert run(node, "host_ingress", frame, ifindex=eth0).action == PASS
     assert run(node, "host_egress", frame, ifindex=eth0).action == PASS
     frame[IP].src = str(fabric.OUTSIDE)

@@ -20,7 +20,17 @@ from datapath.constants import CacheFlag, Direction, Identity, Place, Scope, Ser
 from tests.bpf.conftest import Pods
 from tests.bpf.counting import counted
 from tests.bpf.fabric import ALLOW, Fabric, Pod, any_key, host_prefix, port_key
-from tests.bpf.packets import DROP, PASS, REDIRECT, checksums_hold, frame_from, frame_to, run, sent_by
+from tests.bpf.packets import (
+    DROP,
+    PASS,
+    REDIRECT,
+    checksums_hold,
+    frame_from,
+    frame_to,
+    inside,
+    run,
+    sent_by,
+)
 from tests.bpf.sandbox import Node
 from tests.bpf.services import ANY_NODE, service
 from tests.bpf.talking import Echo, ask, listening, refused_error
@@ -120,8 +130,9 @@ def test_rewritten_packets_have_right_checksums(payload: TCP | UDP, client: Pod,
     with service(client.node, VIP, 80, [(far.address, 8080)], protocol=protocol):
         outcome = sent_by(client, frame_from(client, VIP, payload))
     assert outcome.action == REDIRECT
-    assert (outcome.frame[IP].dst, outcome.frame[type(payload)].dport) == (str(far.address), 8080)
-    assert checksums_hold(outcome.frame)
+    rewritten = inside(outcome.frame)
+    assert (rewritten[IP].dst, rewritten[type(payload)].dport) == (str(far.address), 8080)
+    assert checksums_hold(rewritten)
 
 
 def test_an_answer_whose_translation_is_gone(client: Pod) -> None:
