@@ -51,20 +51,23 @@ class _LinkOpts(ctypes.Structure):
 
 
 @functools.cache
-def _kernel_types() -> int:
-    """The running kernel's own types."""
-    load = library().btf__load_vmlinux_btf
+def _kernel_types(kernel: Path | None = None) -> int:
+    """The running kernel's own types, or those in a file of another's."""
+    load = library().btf__parse if kernel else library().btf__load_vmlinux_btf
     load.restype = ctypes.c_void_p
-    found = load()
+    found = load(os.fsencode(kernel), None) if kernel else load()
     if not found:
         number = ctypes.get_errno()
         raise OSError(number, f"the kernel's BTF: {os.strerror(number)}")
     return int(found)
 
 
-def offset_of(name: str, field: str) -> int:
-    """Where a field lies in a struct of the running kernel, in bytes. LookupError: it has none."""
-    types = ctypes.c_void_p(_kernel_types())
+def offset_of(name: str, field: str, kernel: Path | None = None) -> int:
+    """Where a field lies in a struct of the running kernel, in bytes. LookupError: it has none.
+
+    kernel: the file with another kernel's types instead (vmlinux, or BTF alone).
+    """
+    types = ctypes.c_void_p(_kernel_types(kernel))
     type_by_id, name_at = library().btf__type_by_id, library().btf__name_by_offset
     type_by_id.restype, name_at.restype = ctypes.c_void_p, ctypes.c_char_p
     number = check(library().btf__find_by_name_kind(types, name.encode(), _KIND_STRUCT), f"struct {name}")
@@ -78,32 +81,34 @@ def offset_of(name: str, field: str) -> int:
     raise LookupError(f"struct {name} has no field {field}")
 
 
-def load(name: str, code: bytes, attach: AttachType, hook: str) -> int:
-    """Load a tracing program or an iterator; returns its descriptor. hook: the kernel's name of it.
+def load(name: str, code: bytes, kind: ProgramType, attach: AttachType | None, hook: str = "") -> int:
+    """Load a program from its instructions; returns its descriptor.
 
-    OSError holds the verifier's last words.
+    attach: only where the kernel wants to know it at this time. hook: its name of what a tracing program or
+    an iterator is for. OSError holds the verifier's
+    last words.
     """
-    target = check(library().libbpf_find_vmlinux_btf_id(hook.encode(), int(attach)), f"hook {hook}")
+    target = 0
+    if hook:
+        assert attach is not None
+        target = check(library().libbpf_find_vmlinux_btf_id(hook.encode(), int(attach)), f"hook {hook}")
     log = ctypes.create_string_buffer(_LOG_BYTES)
-    opts = _LoadOpts(
-        sz=ctypes.sizeof(_LoadOpts),
-        expected_attach_type=int(attach),
-        attach_btf_id=target,
-        log_level=1,
-        log_size=_LOG_BYTES,
-        log_buf=ctypes.addressof(log),
-    )
-    result = library().bpf_prog_load(
-        int(ProgramType.TRACING),
-        name.encode(),
-        b"GPL",
-        code,
-        ctypes.c_size_t(len(code) // 8),
-        ctypes.byref(opts),
-    )
-    if result < 0:
-        raise OSError(-result, f"{name}: {os.strerror(-result)}\n{log.value.decode()[-2000:]}")
-    return int(result)
+    result = -1
+    for level in (0, 1):  # words only when it is refused: they take the verifier longer than its work
+        opts = _LoadOpts(
+            sz=ctypes.sizeof(_LoadOpts),
+            expected_attach_type=int(attach or 0),
+            attach_btf_id=target,
+            log_level=level,
+            log_size=_LOG_BYTES if level else 0,
+            log_buf=ctypes.addressof(log) if level else None,
+        )
+        result = library().bpf_prog_load(
+            int(kind), name.encode(), b"GPL", code, ctypes.c_size_t(len(code) // 8), ctypes.byref(opts)
+        )
+        if result >= 0:
+            return int(result)
+    raise OSError(-result, f"{name}: {os.strerror(-result)}\n{log.value.decode()[-2000:]}")
 
 
 def attach_trace(program: int) -> int:

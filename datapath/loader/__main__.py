@@ -18,11 +18,18 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("verb", choices=("up", "status", "down"))
     parser.add_argument("--config", type=Path, required=True, help="JSON configuration of this node")
     parser.add_argument("--force", action="store_true", help="up: compile and replace even when current")
+    parser.add_argument(
+        "--kept",
+        type=Path,
+        action="append",
+        default=[],
+        help="up: file with compiled programs, taken if they fit; what is compiled goes to the first",
+    )
     options = parser.parse_args(arguments)
     try:
         configuration = load(options.config)
         if options.verb == "up":
-            result = verbs.up(configuration, force=options.force)
+            result = verbs.up(configuration, force=options.force, kept=options.kept)
         else:
             result = getattr(verbs, options.verb)(configuration)
     except LoaderError as error:

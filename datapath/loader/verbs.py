@@ -5,14 +5,14 @@ import fcntl
 import ipaddress
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from datapath import attach, libbpf, links, tables
 from datapath.loader import layout, redirect
-from datapath.loader.compiler import Loaded, compile_all, source_digest
+from datapath.loader.compiler import Loaded, load_all, source_digest
 from datapath.loader.configuration import Configuration
 from datapath.loader.errors import Exit, LoaderError
 from datapath.programs import PROGRAMS, Target, pin_of, programs_for
@@ -23,10 +23,11 @@ _BPF_FS_MAGIC = 0xCAFE4A11
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
-def up(configuration: Configuration, *, force: bool = False) -> dict[str, Any]:
+def up(configuration: Configuration, *, force: bool = False, kept: Sequence[Path] = ()) -> dict[str, Any]:
     """Make the node's datapath what this version and configuration say. Idempotent.
 
-    Nothing is compiled when the pinned programs are of this source and boot, unless `force`.
+    Nothing is loaded when the pinned programs are of this source and boot, and nothing compiled when one of
+    the files `kept` holds them, unless `force`.
     """
     _check_environment(configuration)
     pins = configuration.pins
@@ -39,7 +40,7 @@ def up(configuration: Configuration, *, force: bool = False) -> dict[str, Any]:
         moved = any(item.fresh for item in maps)
         state = _read_state(configuration.state)
         current = not force and not moved and _is_current(configuration, state)
-        loaded = [] if current else compile_all(descriptors)
+        loaded, compiled = ([], False) if current else load_all(descriptors, kept, force=force)
         overlay = _prepare_host(configuration)
         _write_config(configuration, descriptors["config"], overlay)
         _write_ports(configuration, descriptors["plain_ports"])
@@ -51,7 +52,7 @@ def up(configuration: Configuration, *, force: bool = False) -> dict[str, Any]:
         _attach_redirect(pins, descriptors, fresh=fresh)
         changed = _attach_everything(configuration, overlay)
         _write_state(configuration.state, state)
-    return {"compiled": bool(loaded), "attached": changed, **state}
+    return {"loaded": bool(loaded), "compiled": compiled, "attached": changed, **state}
 
 
 def status(configuration: Configuration) -> dict[str, Any]:

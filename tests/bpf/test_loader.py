@@ -68,6 +68,34 @@ def test_status_tells_what_is_there(home: Node, pair: tuple[Pod, Pod]) -> None:
     assert set(status["programs"]) == {program.name for program in PROGRAMS}
 
 
+@pytest.mark.parametrize("by", ["up", "ahead"])
+def test_kept_programs_need_no_compiler(home: Node, pair: tuple[Pod, Pod], by: str) -> None:
+    """What was compiled once is loaded as it was, under running traffic; what is of another source is not."""
+    client, server = pair
+    state = home.sandbox.root / "run" / home.name / "datapath.json"
+    kept = state.with_name(f"kept-by-{by}.json")
+    option = ("--kept", f"/run/{home.name}/{kept.name}")
+    made = json.loads(home.loader("up", "--force", *(option if by == "up" else ())).stdout)
+    if by == "ahead":
+        compiler = ("python3", "-m", "datapath.loader.ahead", "--kernel", "/sys/kernel/btf/vmlinux")
+        home.sandbox.run(home.namespace, *compiler, *option)
+    before = program_ids(home)
+    with connected(client.namespace, server, server.address) as connection:
+        connection.echo()
+        state.unlink()
+        again = json.loads(home.loader("up", *option).stdout)
+        connection.echo()
+    assert (made["compiled"], again["compiled"], again["loaded"]) == (True, False, True)
+    assert not set(before.values()) & set(program_ids(home).values())
+    tags = [{name: figures["tag"] for name, figures in run["figures"].items()} for run in (made, again)]
+    assert tags[0] == tags[1]
+    document = json.loads(kept.read_text())
+    kept.write_text(json.dumps({**document, "key": "of another source"}))
+    state.unlink()
+    assert json.loads(home.loader("up", *option).stdout)["compiled"]
+    assert json.loads(kept.read_text()) == document
+
+
 def test_programs_are_replaced_under_running_traffic(home: Node, pair: tuple[Pod, Pod]) -> None:
     """An upgrade of every program: a stream loses no byte, a denied flow gets nothing through."""
     client, server = pair

@@ -70,7 +70,7 @@ def test_hazard_28_the_kernel_floor_is_that_of_what_is_used() -> None:
 
 
 def test_a_kernel_without_types_is_refused_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    def none(_struct: str, _field: str) -> int:
+    def none(_struct: str, _field: str, _kernel: object) -> int:
         raise OSError(2, "the kernel's BTF: No such file or directory")
 
     monkeypatch.setattr(tracing, "offset_of", none)
