@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 
 from lab import paths
-from lab.builds import box, containers, controller, envoy, gomod, image, nodepython, programs
+from lab.builds import box, containers, controller, envoy, gomod, image, nodepython, precompiled, programs
 from lab.builds.containers import bookinfo_images, measure, mesh
 from lab.errors import ExitCode, die
 from lab.steps import Steps
@@ -21,19 +21,22 @@ def recipes(store: Store | None = None) -> list[Recipe]:
     go = {part.name: gomod.recipe(part, store) for part in gomod.parts()}
     node_image = image.recipe()
     proxy = envoy.recipe()
+    images = containers.recipe(go["kubernetes"], go["coredns"])
+    machine = box.recipe(images)
     return [
         node_image,
         nodepython.recipe(node_image),
         controller.recipe(),
         *go.values(),
         proxy,
-        containers.recipe(go["kubernetes"], go["coredns"]),
+        images,
         mesh.istio_recipe(go["istio"], proxy),
         mesh.samples_recipe(go["samples"]),
         bookinfo_images.recipe(go["samples"]),
         measure.recipe(proxy),
         programs.recipe(go["samples"]),
-        box.recipe(),
+        machine,
+        precompiled.recipe(node_image, machine),
     ]
 
 

@@ -12,6 +12,8 @@ import hashlib
 import json
 import os
 import shutil
+import struct
+import subprocess
 import tarfile
 from pathlib import Path
 
@@ -26,6 +28,7 @@ from lab.store import Building, Recipe
 NAME = "vm-box"
 _FOLDER = Path(__file__).parent / "vm"
 OVERLAY = _FOLDER / "overlay"
+PRELOAD = _FOLDER / "preload-images"
 
 #: On top of the node image's.
 PACKAGES = ("linux-image-cloud-amd64", "initramfs-tools", "udev", "netbase", "zstd")
@@ -49,12 +52,15 @@ GRUB_FOLDER = Path("/usr/lib/grub/i386-pc")
 SECTOR = 512
 PARTITION_START = 2048  # sectors; the core image lies before it
 DISK_GIB = 12  # sparse: takes room as it is written to
+#: What a kernel's image is packed by: how that begins, and the program.
+UNPACKERS = {b"\x28\xb5\x2f\xfd": "zstd", b"\xfd7zXZ\0": "xz", b"\x1f\x8b": "gzip"}
 #: The same in every build: what is in a file system's superblock beside its files.
 FILE_SYSTEM_ID = "6b7d5c0e-7c1f-4d1c-9d5a-0f0b0a0d0e01"
 DISK_ID = 0x75706473
 
 
-def recipe() -> Recipe:
+def recipe(images: Recipe) -> Recipe:
+    """`images` are the container images that the box holds unpacked."""
     suite = lock().versions["debian"]
     return Recipe(
         name=NAME,
@@ -64,8 +70,10 @@ def recipe() -> Recipe:
             "packages": sorted(image.PACKAGES + PACKAGES),
             "masked": sorted(MASKED),
             "unmasked": sorted(UNMASKED),
+            "images": images.key,
             "files": tree_digest(
                 OVERLAY,
+                PRELOAD,
                 image.OVERLAY,
                 image.HEADERS,
                 Path(__file__),
@@ -74,6 +82,7 @@ def recipe() -> Recipe:
             ),
         },
         build=_build,
+        needs=("images",),
         space=4 << 30,
         provider="vagrant",
     )
@@ -89,8 +98,12 @@ def _build(building: Building) -> None:
     _configure(root)
     for unit in ENABLED:
         run(["systemctl", f"--root={root}", "enable", unit], code=ExitCode.ARTIFACT)
+    building.step.say("unpacking the container images")
+    images = building.needs["images"]
+    run(enclosed([PRELOAD, root, images.path, images.path.name]), code=ExitCode.ARTIFACT)
     building.facts["packages"] = apt.versions(root)
     building.facts["kernel"] = sorted(path.name for path in (root / "lib/modules").iterdir())
+    (building.folder / "kernel.btf").write_bytes(kernel_types((root / "vmlinuz").resolve()))
     disk = building.scratch / "disk.raw"
     building.step.say("writing the disk")
     _write_disk(root, disk, building.scratch)
@@ -116,6 +129,38 @@ def _configure(root: Path) -> None:
         target.unlink(missing_ok=True)
         shutil.copyfile(source, target)
         target.chmod(0o755 if source.stat().st_mode & 0o100 else 0o644)
+
+
+def kernel_types(image: Path) -> bytes:
+    """The types (BTF) that a kernel's image (bzImage) carries: what compiles for it need not boot it."""
+    packed = image.read_bytes()
+    if packed[0x202:0x206] != b"HdrS":
+        die(f"{image.name} is no kernel's image", code=ExitCode.ARTIFACT)
+    # Documentation/arch/x86/boot.rst: where the payload lies behind the code that was read in real mode.
+    start, length = struct.unpack_from("<II", packed, 0x248)
+    start += ((packed[0x1F1] or 4) + 1) * SECTOR
+    payload = packed[start : start + length]
+    unpack = next((tool for magic, tool in UNPACKERS.items() if payload.startswith(magic)), None)
+    if unpack is None:
+        die(f"{image.name} is packed by a program that is not known here", code=ExitCode.ARTIFACT)
+    # The last four bytes are the unpacked length, which the programs take for rubbish.
+    done = subprocess.run([unpack, "-dc"], input=payload[:-4], capture_output=True, check=False)
+    return _section(done.stdout, b".BTF", image.name)
+
+
+def _section(elf: bytes, name: bytes, where: str) -> bytes:
+    """A section of a 64-bit ELF file, by its name."""
+    if elf[:5] != b"\x7fELF\x02":
+        die(f"{where} holds no kernel", code=ExitCode.ARTIFACT)
+    (table,) = struct.unpack_from("<Q", elf, 0x28)
+    size, count, names = struct.unpack_from("<HHH", elf, 0x3A)
+    headers = [struct.unpack_from("<IIQQQQ", elf, table + index * size) for index in range(count)]
+    texts = headers[names][4]
+    wanted = name + b"\0"
+    found = [one for one in headers if elf.startswith(wanted, texts + one[0])]
+    if not found:
+        die(f"{where} carries no {name.decode()}", code=ExitCode.ARTIFACT)
+    return elf[found[0][4] : found[0][4] + found[0][5]]
 
 
 def _write_disk(root: Path, disk: Path, scratch: Path) -> None:
