@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lab.errors import ExitCode, LabError, die
+from lab.providers import provider
 from lab.render import Rendered
 from lab.retry import retry_context
 from lab.run import Completed, run
@@ -42,11 +43,16 @@ class KubeNode:
 
 
 class Cluster:
-    """The Kubernetes cluster of a lab. `binaries` is the folder with kubectl."""
+    """The Kubernetes cluster of a lab. `binaries` is the folder with kubectl.
+
+    Every limit given in seconds is for processors of the host's own; where the nodes are slower
+    (`slowness`), it grows by that factor.
+    """
 
     def __init__(self, lab: Rendered, binaries: Path) -> None:
         self.lab = lab
         self.kubeconfig = lab.folder / "kubeconfig"
+        self.slowness = provider(lab).slowness
         self._kubectl = binaries / "kubectl"
 
     def argv(self, arguments: Sequence[str]) -> list[str]:
@@ -61,10 +67,14 @@ class Cluster:
             self.argv(arguments),
             ok=ok,
             stdin=stdin,
-            timeout=timeout,
+            timeout=timeout * self.slowness,
             hint="`lab status` shows whether the control plane is up",
             code=ExitCode.NODE,
         )
+
+    def _request_limit(self) -> str:
+        """How long kubectl waits for one answer, as its option."""
+        return f"--request-timeout={5 * self.slowness:g}s"
 
     def hand_over(self, arguments: Sequence[str], program: Path | None = None) -> int:
         """Run kubectl, or another client, with our own stdin, stdout and stderr; returns its status."""
@@ -81,7 +91,7 @@ class Cluster:
         """`ok`, or what the API server says that is not."""
         if not self.kubeconfig.exists():
             return "no kubeconfig"
-        done = self.kubectl("get", "--raw=/readyz?verbose", "--request-timeout=5s", ok=range(256), timeout=20)
+        done = self.kubectl("get", "--raw=/readyz?verbose", self._request_limit(), ok=range(256), timeout=20)
         if done.status == 0:
             return "ok"
         bad = _UNREADY.findall(done.stdout + done.stderr)  # kubectl puts the list into its error, escaped
@@ -91,12 +101,13 @@ class Cluster:
 
     def nodes(self) -> list[KubeNode]:
         """The registered nodes."""
-        done = self.kubectl("get", "nodes", "-o", "json", "--request-timeout=5s", timeout=20)
+        done = self.kubectl("get", "nodes", "-o", "json", self._request_limit(), timeout=20)
         return [_node(item) for item in json.loads(done.stdout)["items"]]
 
     def wait(self, step: Step, seconds: float = 120) -> list[KubeNode]:
         """Wait until the API is healthy, every node is Ready and answers, and the cluster's own pods run."""
         names = {node.name for node in self.lab.nodes}
+        seconds *= self.slowness
         try:
             for attempt in retry_context(
                 on=NotYet, attempts=None, timeout=seconds, wait_initial=0.3, wait_max=2, wait_jitter=0.2
@@ -114,7 +125,7 @@ class Cluster:
     def _kubelet_answers(self, name: str) -> bool:
         """Whether the node's kubelet answers now; its status at the API server may be of before."""
         path = f"/api/v1/nodes/{name}/proxy/healthz"
-        done = self.kubectl("get", f"--raw={path}", "--request-timeout=5s", ok=range(256), timeout=20)
+        done = self.kubectl("get", f"--raw={path}", self._request_limit(), ok=range(256), timeout=20)
         return done.status == 0 and done.stdout.strip() == "ok"
 
     def _waiting_pods(self) -> str:

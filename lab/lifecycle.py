@@ -78,7 +78,7 @@ def start(lab: Rendered, steps: Steps) -> Outcome:
     with steps.step("nodes", "Start the nodes"):
         _start(lab, artifacts)
     with steps.step("cluster", "Wait for the cluster") as step:
-        nodes = _cluster(lab, artifacts).wait(step, CLUSTER_SECONDS * provider(lab).slowness)
+        nodes = _cluster(lab, artifacts).wait(step, CLUSTER_SECONDS)
     return Outcome(lab, nodes, steps.changed, [step.to_dict() for step in steps.all])
 
 
@@ -177,7 +177,7 @@ def _provision(lab: Rendered, artifacts: dict[str, Artifact], steps: Steps, play
     with steps.step("provision", "Make them a Kubernetes cluster") as step:
         step.change(provision.provision(lab, playbook, steps).changed)
     with steps.step("cluster", "Wait for the cluster") as step:
-        nodes = _cluster(lab, artifacts).wait(step, CLUSTER_SECONDS * provider(lab).slowness)
+        nodes = _cluster(lab, artifacts).wait(step, CLUSTER_SECONDS)
     return Outcome(lab, nodes, steps.changed, [step.to_dict() for step in steps.all])
 
 

@@ -21,6 +21,8 @@ from lab.labfile import LabFile, load
 
 SSH_USER = "root"
 API_PORT = 6443
+#: How many times longer a node may take to answer, by provider: a machine's processors may be emulated.
+PATIENCE = {"nspawn": 1, "vagrant": 8}
 
 
 @dataclass(frozen=True)
@@ -218,8 +220,8 @@ def ssh_config(lab: Rendered) -> str:
         f"  UserKnownHostsFile {folder / 'keys' / 'known_hosts'}\n"
         "  GlobalKnownHostsFile /dev/null\n"
         "  StrictHostKeyChecking yes\n"
-        "  ConnectTimeout 5\n"
-        "  ServerAliveInterval 5\n"
+        f"  ConnectTimeout {5 * PATIENCE[lab.provider]}\n"
+        f"  ServerAliveInterval {5 * PATIENCE[lab.provider]}\n"
         "  LogLevel ERROR\n"
         "  ControlMaster auto\n"
         f"  ControlPath /run/underpass/{lab.tag}-%C\n"

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lab.errors import ExitCode, LabError, die
-from lab.render import Rendered, RenderedNode
+from lab.render import PATIENCE, Rendered, RenderedNode
 from lab.run import Completed, run
 
 #: Sockets of shared ssh connections; short, since a socket's path is limited to 108 bytes. All labs of
@@ -38,12 +38,15 @@ def on_node(
     timeout: float = 60,
     quiet: bool = False,
 ) -> Completed:
-    """Run `command` on `node`; statuses not in `ok` are a fault of the node (exit status NODE)."""
+    """Run `command` on `node`; statuses not in `ok` are a fault of the node (exit status NODE).
+
+    `timeout` in seconds is for nodes as fast as the host; machines get more.
+    """
     return run(
         argv(lab, node, command),
         ok=ok,
         stdin=stdin,
-        timeout=timeout,
+        timeout=timeout * PATIENCE[lab.provider],
         quiet=quiet,
         hint=f"`lab status` shows what the nodes do, `lab logs --console {node.name}` what it printed",
         code=ExitCode.NODE,
@@ -65,7 +68,7 @@ def hand_over(lab: Rendered, node: RenderedNode, command: Sequence[str], *, tty:
 def answers(lab: Rendered, node: RenderedNode) -> bool:
     """Whether a command can be run on the node now."""
     try:
-        done = run(argv(lab, node, ["true"]), ok=range(256), timeout=15)
+        done = run(argv(lab, node, ["true"]), ok=range(256), timeout=15 * PATIENCE[lab.provider])
     except Exception:
         return False
     return done.status == 0

@@ -45,6 +45,9 @@ class Provider(ABC):
     #: Whether snapshots are of running nodes, memory included; else of the disks of nodes that are off.
     snapshots_run: bool = False
 
+    #: Whether nodes have a default route, by the host's address; else they reach each other and the host.
+    routed: bool = True
+
     #: How many times longer than on the host's own processor things take in the nodes. Whoever waits
     #: for something in a node multiplies its limit by this.
     slowness: float = 1.0

@@ -15,9 +15,11 @@ from lab import render as rendering
 from lab.cluster import Cluster
 from lab.labfile import parse
 from lab.paths import ROOT
+from lab.providers import provider
 from lab.render import Rendered, RenderedNode
 from tests.lab.command import LabCommand
 from tests.lab.pods import Pods
+from tests.lab.waiting import slow_down
 
 pytest_plugins: list[str] = []
 
@@ -74,6 +76,7 @@ def lab(request: pytest.FixtureRequest, lab_file: Path) -> Iterator[Rendered]:
     """The lab under test, up. Taken down at the end, also after a failure, unless it was given."""
     lab = _lab_of(request.config)
     if request.config.getoption("--lab"):
+        slow_down(provider(lab).slowness)
         yield lab
         return
     command = LabCommand(lab_file)

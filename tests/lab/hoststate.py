@@ -44,6 +44,14 @@ def left_by(lab: Rendered, before: dict[str, set[str]]) -> list[str]:
     return [line for line in lines if not others.search(line)]
 
 
+def carrying_its_name(lab: Rendered, before: dict[str, set[str]]) -> list[str]:
+    """As `left_by`, but of what carries the lab's name, and of forwarding: libvirt's own chains stay."""
+    mine = re.compile(rf"underpass-{re.escape(lab.id)}\b|\bup{lab.tag}|/{re.escape(lab.id)}(/|$)")
+    found = difference(before, seen())
+    lines = [f"{kind}: {line}" for kind, lines in found.items() if kind != "rules" for line in lines]
+    return [line for line in lines if mine.search(line) or line.startswith("forwarding")]
+
+
 def _mounts() -> set[str]:
     return {line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()}
 

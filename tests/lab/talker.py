@@ -15,7 +15,7 @@ CODE = """
 import errno, socket, sys, time
 while True:
     try:
-        s = socket.create_connection((sys.argv[1], int(sys.argv[2])), 5)
+        s = socket.create_connection((sys.argv[1], int(sys.argv[2])), 15)
         break
     except ConnectionRefusedError: time.sleep(0.05)
 s.settimeout(None)
@@ -52,6 +52,7 @@ class Talker:
     def __init__(self, pods: Pods, client: str, host: str, port: int = SERVER_PORT) -> None:
         words = ["exec", "-i", "-n", pods.namespace, client, "--"]
         words += ["python3", "-u", "-c", CODE, host, str(port)]
+        self._seconds = SECONDS * pods.cluster.slowness
         self._process = subprocess.Popen(
             pods.cluster.argv(words), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
@@ -77,13 +78,13 @@ class Talker:
 
     def _answer(self) -> str:
         assert self._process.stdout
-        cut = threading.Timer(SECONDS, self._process.kill)
+        cut = threading.Timer(self._seconds, self._process.kill)
         cut.start()
         try:
             line = self._process.stdout.readline().strip()
         finally:
             cut.cancel()
-        assert line, f"the pod's end said nothing within {SECONDS} s"
+        assert line, f"the pod's end said nothing within {self._seconds:g} s"
         return line
 
     def __enter__(self) -> Talker:

@@ -9,6 +9,13 @@ from typing import TypeVar
 Value = TypeVar("Value")
 
 PAUSE = 0.2
+#: How many times longer than planned to wait: the lab's nodes may be slower than the host (`slow_down`).
+_factor = [1.0]
+
+
+def slow_down(factor: float) -> None:
+    """Wait `factor` times as long from now on."""
+    _factor[0] = factor
 
 
 def until(
@@ -18,6 +25,7 @@ def until(
 
     pause: seconds between two questions; more where to ask costs what is waited for its time.
     """
+    seconds *= _factor[0]
     deadline = time.monotonic() + seconds
     while True:
         answer = condition()

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from lab.errors import ExitCode, die
+from lab.providers.base import NodeState
 from lab.providers.vagrant.disks import Disks
 from lab.providers.vagrant.provider import Vagrant
 from lab.provision import write_variables
@@ -22,12 +23,16 @@ def for_vagrant(lab: Rendered, artifacts: Mapping[str, Artifact], checkout: Path
             hint="lab build, then lab build vm-box",
             code=ExitCode.ARTIFACT,
         )
-    Vagrant(lab).create(box.path, box.path.parent)
+    host, disks = Vagrant(lab), Disks(lab)
+    host.create(box.path, box.path.parent)
+    for node in lab.nodes:
+        if host.status(node) is not NodeState.RUNNING:
+            disks.note_start(node.name)  # Vagrant starts them with what is there now
     write_variables(lab)
     link = checkout / ".vagrant"
     if link.is_symlink() or not link.exists():
         link.unlink(missing_ok=True)
-        link.symlink_to(Disks(lab).dot)
+        link.symlink_to(disks.dot)
         return
     die(
         f"{link} is in the way: Vagrant keeps another lab in it",

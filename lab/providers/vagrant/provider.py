@@ -35,6 +35,7 @@ class Vagrant(Provider):
     name = "vagrant"
     image = "vm-box"
     snapshots_run = True
+    routed = False
 
     def __init__(self, lab: Rendered) -> None:
         super().__init__(lab)

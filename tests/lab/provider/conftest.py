@@ -13,20 +13,24 @@ import pytest
 from lab import builds, keys, ssh
 from lab import render as rendering
 from lab.labfile import LabFile
+from lab.lifecycle import on_nodes
 from lab.providers import provider as make_provider
 from lab.providers.base import NodeState, Provider
 from lab.render import Rendered, RenderedNode
 from lab.steps import Steps, side_by_side
+from tests.lab.vms.conftest import needs_machines
 
-PROVIDERS = ["nspawn"]
+#: Machines are slow where processors are emulated: where they are asked for.
+PROVIDERS = ["nspawn", *(["vagrant"] if os.environ.get("UNDERPASS_VMS") == "1" else [])]
 
 LAB_ID = os.environ.get("UNDERPASS_TEST_LAB", "ci") + "-bare"
 
 
 @pytest.fixture(scope="session")
-def image() -> Path:
-    """The node image, built or taken from the store."""
-    return builds.build_all(Steps(), only={"node-image"})["node-image"].path
+def image(bare: Rendered) -> Path:
+    """What the provider makes nodes from, built or taken from the store."""
+    name = make_provider(bare).image
+    return builds.build_all(Steps(), only={name})[name].path
 
 
 ONE: dict[str, Any] = {"name": "one", "roles": ["control-plane", "worker"]}
@@ -43,10 +47,13 @@ def rendered(provider: str, *nodes: dict[str, Any]) -> Rendered:
 def bare(request: pytest.FixtureRequest) -> Iterator[Rendered]:
     """A lab with keys and rendered files, and nothing made."""
     lab = rendered(request.param, ONE, TWO)
+    if request.param == "vagrant":
+        needs_machines(lab)
     make_provider(lab).destroy()
     lab.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     keys.ensure(lab)
-    rendering.write(lab, "", {})
+    artifacts = builds.build_all(Steps(), only={"images"})
+    rendering.write(lab, "", on_nodes({"images": artifacts["images"]}))
     ssh.SOCKETS.mkdir(mode=0o700, exist_ok=True)
     try:
         yield lab

@@ -1,0 +1,30 @@
+"""What the tests on virtual machines share."""
+
+from __future__ import annotations
+
+import os
+import shutil
+
+import pytest
+
+from lab import doctor
+from lab.render import Rendered
+
+PROGRAMS = ("vagrant", "virsh", "libvirtd", "qemu-system-x86_64")
+
+
+def lab_file(lab_id: str) -> str:
+    """The text of a lab file for two machines."""
+    return f"apiVersion: underpass.dev/v1\nkind: Lab\nid: {lab_id}\nprovider: vagrant\n"
+
+
+def needs_machines(lab: Rendered) -> None:
+    """Skip where machines are not asked for, or the host cannot have them; say what it lacks."""
+    if os.environ.get("UNDERPASS_VMS") != "1":
+        pytest.skip("virtual machines are not asked for: make test VMS=1 T=tests/lab/vms")
+    lacking = [name for name in PROGRAMS if not shutil.which(name)]
+    if lacking:
+        pytest.skip(f"no virtual machines here: {', '.join(lacking)} not installed; make setup VMS=1")
+    findings = {finding.id: finding for finding in doctor.examine(lab)}
+    if findings["vm-guest"].status == "fail":
+        pytest.skip(f"no virtual machines here: {findings['vm-guest'].evidence}")
