@@ -68,6 +68,8 @@ Mebibytes = Annotated[
 Network = Annotated[str, AfterValidator(_network)]
 Role = Literal["control-plane", "worker"]
 ProviderName = Literal["nspawn", "vagrant"]
+#: Series of the kernels among the artifacts (`lab.builds.kernels`).
+Kernel = Literal["6.12"]
 
 
 class _Part(BaseModel):
@@ -81,6 +83,9 @@ class Node(_Part):
     roles: tuple[Role, ...] = Field(min_length=1, description="What the node does in the cluster.")
     cpus: float | None = Field(None, gt=0, le=256, description="CPUs at most; all of the host's if absent.")
     memory: Mebibytes | None = Field(None, ge=512, description="Memory at most, as 2GiB; no limit if absent.")
+    kernel: Kernel | None = Field(
+        None, description="Series of the kernel, of a machine of its own; any that serves if absent."
+    )
 
 
 class Kubernetes(_Part):
@@ -165,6 +170,10 @@ def _cross_faults(lab: LabFile) -> Iterator[str]:
     planes = sum("control-plane" in node.roles for node in lab.nodes)
     if planes != 1:
         yield f"nodes: {planes} nodes have the role control-plane; a lab has exactly one"
+    if lab.provider == "nspawn":
+        for index, node in enumerate(lab.nodes):
+            if node.kernel:
+                yield f"nodes[{index}].kernel: containers share the host's; `provider: vagrant` has a choice"
     ranges = {
         field: ipaddress.IPv4Network(value)
         for field in ("nodes", "pods", "services")

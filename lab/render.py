@@ -38,6 +38,7 @@ class RenderedNode:
     cgroup: str  # below the host's cgroup root
     cpus: float | None
     memory: int | None
+    kernel: str | None = None  # its series, of a machine of its own; None for any that serves
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,7 @@ def render(lab: LabFile) -> Rendered:
             cgroup=f"{cgroup}/{node.name}",
             cpus=node.cpus,
             memory=node.memory,
+            kernel=node.kernel,
         )
         for index, node in enumerate(lab.nodes)
     )
@@ -150,6 +152,7 @@ def inventory(lab: Rendered, artifacts: dict[str, str]) -> dict[str, Any]:
                 "roles": list(node.roles),
                 "cpus": node.cpus,
                 "memory_mib": node.memory,
+                "kernel": node.kernel,
             },
         }
         for node in lab.nodes

@@ -6,7 +6,18 @@ import re
 from collections.abc import Mapping
 
 from lab import paths
-from lab.builds import box, containers, controller, envoy, gomod, image, nodepython, precompiled, programs
+from lab.builds import (
+    box,
+    containers,
+    controller,
+    envoy,
+    gomod,
+    image,
+    kernels,
+    nodepython,
+    precompiled,
+    programs,
+)
 from lab.builds.containers import bookinfo_images, measure, mesh
 from lab.errors import ExitCode, die
 from lab.steps import Steps
@@ -23,6 +34,7 @@ def recipes(store: Store | None = None) -> list[Recipe]:
     proxy = envoy.recipe()
     images = containers.recipe(go["kubernetes"], go["coredns"])
     machine = box.recipe(images)
+    old_kernel = kernels.old_recipe()
     return [
         node_image,
         nodepython.recipe(node_image),
@@ -37,6 +49,9 @@ def recipes(store: Store | None = None) -> list[Recipe]:
         programs.recipe(go["samples"]),
         machine,
         precompiled.recipe(node_image, machine),
+        kernels.recipe(),
+        old_kernel,
+        box.recipe(images, old_kernel),
     ]
 
 

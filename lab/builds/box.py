@@ -23,15 +23,17 @@ from lab.builds.inputs import tree_digest
 from lab.errors import ExitCode, die
 from lab.lock import lock
 from lab.run import run
-from lab.store import Building, Recipe
+from lab.store import Artifact, Building, Recipe
 
 NAME = "vm-box"
 _FOLDER = Path(__file__).parent / "vm"
 OVERLAY = _FOLDER / "overlay"
 PRELOAD = _FOLDER / "preload-images"
+INSTALL = _FOLDER / "install-kernel"
 
 #: On top of the node image's.
-PACKAGES = ("linux-image-cloud-amd64", "initramfs-tools", "udev", "netbase", "zstd")
+KERNEL = "linux-image-cloud-amd64"
+PACKAGES = (KERNEL, "initramfs-tools", "udev", "netbase", "zstd")
 #: Masked in the node image, and needed where no host does their work.
 UNMASKED = ("systemd-networkd.service", "systemd-udevd.service", "getty-static.service")
 #: Masked on top.
@@ -59,21 +61,33 @@ FILE_SYSTEM_ID = "6b7d5c0e-7c1f-4d1c-9d5a-0f0b0a0d0e01"
 DISK_ID = 0x75706473
 
 
-def recipe(images: Recipe) -> Recipe:
-    """`images` are the container images that the box holds unpacked."""
+def recipe(images: Recipe, kernel: Recipe | None = None) -> Recipe:
+    """`images` are the container images that the box holds unpacked.
+
+    `kernel` is what it boots instead of the suite's own: the suite's box for tests of the role `kernel`.
+    """
     suite = lock().versions["debian"]
+    packages: tuple[str, ...] = image.PACKAGES + PACKAGES
+    if kernel:
+        packages = (*(name for name in packages if name != KERNEL), "linux-base")
+
+    def build(building: Building) -> None:
+        _build(building, packages, building.needs[kernel.name] if kernel else None)
+
     return Recipe(
-        name=NAME,
-        title=f"Box for virtual machines (Debian {suite})",
+        name=f"{NAME}-{kernel.name}" if kernel else NAME,
+        title=f"Box for virtual machines (Debian {suite})" + (" with an old kernel" if kernel else ""),
         inputs={
             "suite": suite,
-            "packages": sorted(image.PACKAGES + PACKAGES),
+            "packages": sorted(packages),
+            **({"kernel": kernel.key} if kernel else {}),
             "masked": sorted(MASKED),
             "unmasked": sorted(UNMASKED),
             "images": images.key,
             "files": tree_digest(
                 OVERLAY,
                 PRELOAD,
+                INSTALL,
                 image.OVERLAY,
                 image.HEADERS,
                 Path(__file__),
@@ -81,23 +95,26 @@ def recipe(images: Recipe) -> Recipe:
                 Path(apt.__file__),
             ),
         },
-        build=_build,
-        needs=("images",),
+        build=build,
+        needs=("images", *([kernel.name] if kernel else [])),
         space=4 << 30,
         provider="vagrant",
+        for_tests=kernel is not None,
     )
 
 
-def _build(building: Building) -> None:
+def _build(building: Building, chosen: tuple[str, ...], kernel: Artifact | None) -> None:
     building.folder.chmod(0o700)
     root = building.scratch / "rootfs"
-    chosen = image.PACKAGES + PACKAGES
     building.step.say(f"installing {len(chosen)} packages and what they need")
     apt.bootstrap(root, building.scratch, chosen, hooks=[image.HEADERS])
     building.step.say("configuring")
     _configure(root)
     for unit in ENABLED:
         run(["systemctl", f"--root={root}", "enable", unit], code=ExitCode.ARTIFACT)
+    if kernel:
+        for package in sorted(kernel.path.glob("linux-image-*.deb")):
+            run(enclosed([INSTALL, root, package]), code=ExitCode.ARTIFACT)
     building.step.say("unpacking the container images")
     images = building.needs["images"]
     run(enclosed([PRELOAD, root, images.path, images.path.name]), code=ExitCode.ARTIFACT)

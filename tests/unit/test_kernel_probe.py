@@ -19,14 +19,16 @@ FIT = {
 }
 
 
-def probed(root: Path, release: str = "6.12.48+deb13-cloud-amd64", **changed: str) -> tuple[int, list[str]]:
+def probed(
+    root: Path, release: str = "6.12.48+deb13-cloud-amd64", series: str = "", **changed: str
+) -> tuple[int, list[str]]:
     """Status and the codes that were named, on a fit root with `changed` files (by their last word)."""
     for path, text in FIT.items():
         file = root / path
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(changed.get(file.name.replace("-", "_"), text))
     done = subprocess.run(
-        [str(PROBE), str(root)],
+        [str(PROBE), str(root), series],
         env={**os.environ, "UNDERPASS_RELEASE": release},
         capture_output=True,
         text=True,
@@ -37,6 +39,20 @@ def probed(root: Path, release: str = "6.12.48+deb13-cloud-amd64", **changed: st
 
 def test_a_fit_machine_is_let_through_without_a_word(tmp_path: Path) -> None:
     assert probed(tmp_path) == (0, [])
+
+
+@pytest.mark.parametrize(
+    ("release", "codes"),
+    [
+        ("6.12.118+deb13-cloud-amd64", []),
+        ("6.18.1", ["KERNEL_OTHER"]),
+        ("6.1.0-40-cloud-amd64", ["KERNEL_TOO_OLD", "KERNEL_OTHER"]),
+    ],
+)
+def test_a_kernel_that_was_chosen_must_be_the_one_that_runs(
+    tmp_path: Path, release: str, codes: list[str]
+) -> None:
+    assert probed(tmp_path, release, "6.12") == (int(bool(codes)), codes)
 
 
 @pytest.mark.parametrize("release", ["6.6.0", "6.10.11-amd64", "6.18.1", "7.0-rc1"])

@@ -64,6 +64,11 @@ def test_an_unknown_field_is_an_error_and_names_its_neighbour() -> None:
         ("network:\n  pods: 10.0.0.1/16\n", "network.pods", "host bits"),
         ("nodes:\n  - {name: a, roles: [worker]}\n", "nodes", "exactly one"),
         (
+            "nodes:\n  - {name: a, roles: [control-plane], kernel: '6.12'}\n",
+            "nodes[0].kernel",
+            "share the host's",
+        ),
+        (
             "nodes:\n  - {name: a, roles: [control-plane]}\n  - {name: a, roles: [worker]}\n",
             "nodes",
             "two nodes are called a",
