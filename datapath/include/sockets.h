@@ -75,6 +75,18 @@ static __always_inline int socket_peer_is_node(const struct config *config, cons
 }
 
 /*
+ * A number that stays with a socket. Cookies are counted up, so they are stirred (two rounds of multiply and fold): of
+ * a client whose every fourth socket is for one service, all cookies are the same modulo four.
+ */
+static __always_inline __u32 socket_lot(__u64 cookie)
+{
+	cookie *= 0x9e3779b97f4a7c15ULL;
+	cookie ^= cookie >> 32;
+	cookie *= 0xd6e8feb86659fd93ULL;
+	return cookie >> 32;
+}
+
+/*
  * Where should this socket go instead? Returns SOCKET_REFUSE, or SOCKET_GO_ON with `*found` telling whether `peer`
  * holds a backend now.
  */
@@ -101,7 +113,7 @@ static __always_inline int socket_translate(struct bpf_sock_addr *ctx, struct so
 	key.cookie = socket_cookie(ctx);
 	ask.is_node = socket_peer_is_node(config, &peer->address, space.cookie);
 	/* The datagrams of one socket belong together (QUIC): they go to one backend, also without connect(). */
-	ask.lot = peer->protocol == PROTOCOL_TCP ? random_u32() : (__u32)key.cookie;
+	ask.lot = peer->protocol == PROTOCOL_TCP ? random_u32() : socket_lot(key.cookie);
 	in_range = addr_in_range(&peer->address, &config->service_range, &config->service_mask);
 	choice = service_choose(&ask, &client);
 	if (!choice.service && !in_range)

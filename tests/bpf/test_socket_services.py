@@ -136,19 +136,30 @@ def test_datagrams(connect_first: bool, mapped: bool, client: Pod, server: Pod) 
         assert (data, source[:2]) == (b"answer", address)
 
 
-def test_the_datagrams_of_one_socket_go_to_one_backend(client: Pod, pods: Pods, node: Node) -> None:
+def _backend_of(end: socket.socket, node: Node) -> str:
+    """The one backend that all datagrams of a socket went to."""
+    cookie = int.from_bytes(end.getsockopt(socket.SOL_SOCKET, 57, 8), "little")
+    (peer,) = {str(key.peer) for key in node.maps.origins.read() if key.cookie == cookie}
+    return peer
+
+
+@pytest.mark.parametrize("others", [0, 1, 3])
+def test_the_datagrams_of_one_socket_go_to_one_backend_and_sockets_spread(
+    others: int, client: Pod, pods: Pods, node: Node
+) -> None:
+    """Also those of a client that makes sockets in a pattern: one for the service, then some others."""
     servers = [pods(node, 1500 + i) for i in range(4)]
+    seen: Counter[str] = Counter()
     with service(node, VIP, 53, [(pod.address, 5353) for pod in servers], protocol=17):
-        seen: Counter[str] = Counter()
-        for _ in range(24):
+        for _ in range(40):
             with client.namespace.socket(socket.SOCK_DGRAM) as end:
-                for _ in range(10):
+                for _ in range(5):
                     end.sendto(b"x", (str(VIP), 53))
-                cookie = int.from_bytes(end.getsockopt(socket.SOL_SOCKET, 57, 8), "little")
-            peers = {str(key.peer) for key in node.maps.origins.read() if key.cookie == cookie}
-            assert len(peers) == 1
-            seen.update(peers)
-    assert len(seen) > 1
+                seen[_backend_of(end, node)] += 1
+            for _ in range(others):
+                with client.namespace.socket(socket.SOCK_DGRAM) as other:
+                    other.connect((str(VIP), 53))
+    assert set(seen) == {str(pod.address) for pod in servers}
 
 
 def test_affinity_keeps_a_client_with_its_backend(client: Pod, pods: Pods, node: Node, other: Node) -> None:
