@@ -1,18 +1,31 @@
-"""What the areas about Istio share: pods with sidecars, one without, and the sample applications."""
+"""The order of the areas; what those about Istio share: pods with sidecars, one without, the samples."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from lab.cluster import Cluster
 from lab.render import Rendered
+from lab.verify import area_of, areas
 from tests.lab.conftest import toolbox
 from tests.lab.mesh import Mesh, image, sample
 from tests.lab.pods import Pods
 
 SAMPLES = ("curl", "httpbin", "helloworld", "sleep", "tcp-echo")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The areas in the order of `lab verify`: what one leaves behind, the next meets in both."""
+    order = areas()
+    here = Path(__file__).parent
+    places = [place for place, item in enumerate(items) if item.path.parent == here]
+    chosen = sorted((items[place] for place in places), key=lambda item: order.index(area_of(item.path)))
+    for place, item in zip(places, chosen, strict=True):
+        items[place] = item
 
 
 @pytest.fixture(scope="session")
