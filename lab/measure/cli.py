@@ -97,12 +97,14 @@ def network_(
 def latency_(
     context: typer.Context,
     into: Annotated[Path, typer.Option("--into", help="The folder for the results.")] = Path("latency"),
-    quick: Annotated[bool, typer.Option("--quick", help="Under two minutes: the graph alone.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Under two minutes: the graph.")] = False,
     full: Annotated[bool, typer.Option("--full", help="More rounds and sizes.")] = False,
     tiny: Annotated[bool, typer.Option("--tiny", help="One round: does it work at all?")] = False,
     rounds: Annotated[int | None, typer.Option(min=1, max=99, help="Interleaved rounds.")] = None,
     path: Annotated[list[str] | None, typer.Option(help="Only this path; may be given again.")] = None,
-    part: Annotated[list[str] | None, typer.Option(help="Only the graph, or only the sizes.")] = None,
+    part: Annotated[
+        list[str] | None, typer.Option(help=f"Only this, of {', '.join(latency.PARTS)}; may be given again.")
+    ] = None,
 ) -> None:
     """The graph: latency by percentile, directly, redirected in the kernel, and through real proxies."""
     become_root()
@@ -120,7 +122,7 @@ def latency_(
             hint=f"known: {', '.join(latency.PARTS)}",
             code=ExitCode.USAGE,
         )
-    size = latency.only(size, part or latency.PARTS, rounds)
+    size = latency.only(size, part or (), rounds)
     with alone(lab.id):
         steps = chosen.steps(chosen.logs_of(lab.id, "measure"))
         facts = machine()
@@ -145,7 +147,7 @@ def latency_(
     if chosen.output is not Format.TABLE:
         emit({"files": [str(file) for file in written], **whole}, chosen.output)
         return
-    print(f"{_on()}, {size.rounds or size.sweep_rounds} rounds\n")
+    print(f"{_on()}, {size.rounds or size.sweep_rounds or size.stream_rounds} rounds\n")
     table(whole["figures"], ["mode", "name", "value", "unit", "least", "most", "samples", "target", "met"])
     _breakdown(whole["breakdown"])
     print("".join(f"\n{note}" for note in found.notes))

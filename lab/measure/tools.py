@@ -46,6 +46,15 @@ class Latency:
     errors: int
 
 
+@dataclass(frozen=True)
+class Stream:
+    """Bytes sent one way, the seconds until all were read, and the seconds of CPU that their sender used."""
+
+    bytes: int
+    seconds: float
+    cpu: float
+
+
 def sockperf_latency(text: str) -> Latency:
     """The answer of `sockperf ping-pong --full-rtt`."""
     text = _COLOUR.sub("", text)
@@ -90,6 +99,15 @@ def pingpong_latency(text: str) -> Latency:
         _unread("pingpong", text)
     shares = {float(share): float(value) for share, value in data["percentiles"].items()}
     return Latency(shares, int(data["requests"]), float(data["rate"]), 0)
+
+
+def stream(text: str) -> Stream:
+    """The answer of the sender of our own `inside/streams.py`."""
+    try:
+        found = Stream(**json.loads(text))
+    except (ValueError, TypeError):
+        _unread("streams", text)
+    return found
 
 
 def iperf(text: str) -> float:

@@ -8,12 +8,14 @@ from typing import Any
 import pytest
 
 from lab.cluster import Cluster
+from lab.measure.latency import streams
 from lab.render import Rendered
 from tests.lab.command import LabCommand
 from tests.lab.waiting import until
 
 PATHS = ("no proxy", "bridge", "in-kernel", "Envoy")
-TINY = ("measure", "latency", "--tiny", *(word for path in PATHS for word in ("--path", path)))
+PARTS = ("--part", "graph", "--part", "streams")
+TINY = ("measure", "latency", "--tiny", *PARTS, *(word for path in PATHS for word in ("--path", path)))
 HOPS = ["client", "client's Envoy", "server's Envoy", "server"]
 
 
@@ -30,12 +32,29 @@ def test_hazard_29_the_graph_is_made_on_free_cpus_and_on_one_by_paths_that_are_w
     assert found["accelerated"] == {"no proxy": False, "bridge": None, "in-kernel": True, "Envoy": False}
     assert found["notes"] == []
     assert "1.40" in found["versions"]["Envoy"]
-    for name in ("report.html", "result.json", "result.csv", "latency.png", "latency.svg"):
+    _streams_are_what_they_claim(found["rows"])
+    for name in ("report.html", "result.json", "result.csv", "latency.png", "latency.svg", "streams.png"):
         assert (tmp_path / "out" / name).stat().st_size
 
     leftovers = [path.name for path in Path("/run/netns").glob(f"{lab.switch}.plain-*")]
     assert leftovers == []
     until(lambda: "underpass-latency" not in _namespaces(cluster), "the measurement's namespace is gone", 120)
+
+
+def _streams_are_what_they_claim(rows: list[dict[str, Any]]) -> None:
+    """By the node's own count; and the slow reader is slow by its own will, not by the path."""
+    ran = {
+        (row["mode"], row["path"], row["kind"]): row
+        for row in rows
+        if row["kind"] in ("stream", "stream, slow reader")
+    }
+    assert len(ran) == 8
+    for (_, path, kind), row in ran.items():
+        assert row["rate"] > 0
+        assert row["cpu"] > 0
+        assert (row["redirected"] > 0) is (path == "in-kernel")
+        if kind == "stream, slow reader":
+            assert row["rate"] < 1.1 * streams.PACE
 
 
 def test_the_graph_has_istios_sidecars_plain_and_accelerated(

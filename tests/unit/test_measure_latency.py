@@ -11,11 +11,22 @@ from unittest.mock import Mock
 import pytest
 import yaml
 
+from lab.errors import LabError
 from lab.measure import tools
-from lab.measure.latency import paths, post, report, run
+from lab.measure.latency import paths, post, report, run, streams
 from lab.measure.latency.paths import BRIDGE, IN_KERNEL, NO_PROXY, PROXIES, UNIX, WITH_POLICY
-from lab.measure.latency.result import FREE, GRAPH_SIZE, ONE_CPU, Row, figures, percentiles, table
-from lab.measure.latency.run import PARTS, USUAL, accelerated, only
+from lab.measure.latency.result import (
+    FREE,
+    GRAPH_SIZE,
+    ONE_CPU,
+    SLOW_STREAM,
+    STREAM,
+    Row,
+    figures,
+    percentiles,
+    table,
+)
+from lab.measure.latency.run import FULL, PARTS, QUICK, TINY, USUAL, accelerated, only
 from tests.unit.test_measure_tools import SOCKPERF
 
 SHARES = (50.0, 75.0, 90.0, 99.0, 99.9)
@@ -86,6 +97,7 @@ def test_the_table_sums_errors_and_shows_how_far_rounds_lay_apart() -> None:
 def test_a_folder_holds_data_pictures_and_a_page_that_name_the_machine(tmp_path: Path) -> None:
     made = [*rows(), *rows(ONE_CPU), Row("throughput", FREE, NO_PROXY, 0, 4096, rate=1e9)]
     made += [Row("http", FREE, NO_PROXY, 0, GRAPH_SIZE, n, {50.0: 60.0}, 9e3) for n in (1, 10)]
+    made += [stream(NO_PROXY, rate=1e9, cpu=2.0, kind=kind) for kind in (STREAM, SLOW_STREAM)]
     machine = {"cpu": "A <CPU>", "cpus": 2, "kernel": "6.18.0", "machine": "x86_64"}
     whole = report.document(
         made,
@@ -97,7 +109,9 @@ def test_a_folder_holds_data_pictures_and_a_page_that_name_the_machine(tmp_path:
     )
     written = report.write(tmp_path, whole, made)
     assert all(file.stat().st_size for file in written)
-    for name in ("latency", "latency-http", "throughput", "connections"):
+    for name in (
+        "latency", "latency-http", "throughput", "connections", "streams", "streams-cpu", "streams-slow",
+    ):  # fmt: skip
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
         assert "</svg>" in (tmp_path / f"{name}.svg").read_text()
     page = (tmp_path / "report.html").read_text()
@@ -124,11 +138,68 @@ def test_a_node_that_cannot_tell_is_not_taken_at_its_word(answer: str) -> None:
     assert accelerated(answer) is None
 
 
+def stream(path: str, *, rate: float, cpu: float, kind: str = STREAM, redirected: float = 0.0) -> Row:
+    return Row(kind, FREE, path, 0, 4096, rate=rate, cpu=cpu, redirected=redirected)
+
+
+@pytest.mark.parametrize("kind", [STREAM, SLOW_STREAM])
+@pytest.mark.parametrize(("rate", "cpu", "met"), [(9.6e8, 2.1, (True, True)), (9.4e8, 2.2, (False, False))])
+def test_a_stream_may_be_no_slower_nor_dearer_for_being_redirected(
+    kind: str, rate: float, cpu: float, met: tuple[bool, bool]
+) -> None:
+    found = figures(
+        [
+            stream(NO_PROXY, rate=1e9, cpu=2.0, kind=kind),
+            stream(IN_KERNEL, rate=rate, cpu=cpu, kind=kind, redirected=0.75),
+        ]
+    )
+    name = f"{kind}, 4096 bytes, {IN_KERNEL}"
+    fast = line(found, f"{name} to {NO_PROXY}, rate")
+    cheap = line(found, f"{name} to {NO_PROXY}, bytes for the sender's CPU")
+    assert (fast["met"], cheap["met"]) == met
+    assert cheap["value"] == pytest.approx(2.0 / cpu, rel=1e-3)
+    assert line(found, f"{name}, redirected")["value"] == 0.75
+
+
+@pytest.mark.parametrize(
+    ("ways", "share"),
+    [
+        ([(750, 250)], 0.75),
+        ([(0, 0)], 0.0),  # plain TCP has no counters
+        ([], None),
+    ],
+)
+def test_how_much_of_a_stream_was_redirected_is_the_nodes_own_count(
+    ways: list[tuple[int, int]], share: float | None
+) -> None:
+    told = [{"from_client": {"bytes": fast, "tcp_bytes": rest}} for fast, rest in ways]
+    assert streams.redirected(json.dumps({"connections": told})) == share
+    assert streams.redirected("no agent") is None
+
+
+@pytest.mark.parametrize(("way", "by_socket"), [(NO_PROXY, 10), (IN_KERNEL, 0)])
+def test_a_stream_that_is_not_what_its_path_claims_ends_the_run(way: str, by_socket: int) -> None:
+    answer = json.dumps({"connections": [{"from_client": {"bytes": by_socket, "tcp_bytes": 10}}]})
+    client, node = Mock(ask=Mock(return_value="{}")), Mock(ask=Mock(return_value=answer))
+    chosen = next(one for one in paths.WAYS if one.name == way)
+    with pytest.raises(LabError, match="redirected"):
+        list(streams.round_(client, node, [(chosen, "10.0.0.1", "a b")], FREE, 0, (4096,), 1))
+
+
+def test_the_quick_and_the_tiny_graph_have_no_streams_unless_they_are_asked_for() -> None:
+    assert (only(QUICK, ()).stream_rounds, only(TINY, ()).stream_rounds) == (0, 0)
+    assert only(QUICK, ["streams"]).stream_rounds
+    assert only(QUICK, ["streams"]).rounds == 0
+    assert (only(TINY, ["graph", "streams"]).rounds, only(TINY, ["graph", "streams"]).stream_rounds) == (1, 1)
+    assert {64, 256, 1024, 4096, 16384, 65536} == set(FULL.stream_sizes)
+
+
 def test_a_part_alone_leaves_the_other_out() -> None:
     assert (only(USUAL, ["graph"]).rounds, only(USUAL, ["graph"]).sweep_rounds) == (USUAL.rounds, 0)
     assert (only(USUAL, ["sizes"]).rounds, only(USUAL, ["sizes"]).sweep_rounds) == (0, USUAL.sweep_rounds)
-    assert only(USUAL, PARTS) == USUAL
-    assert only(USUAL, PARTS, 4) == replace(USUAL, rounds=4)
+    assert only(USUAL, ()) == only(USUAL, tuple(PARTS)) == USUAL
+    assert only(USUAL, (), 4) == replace(USUAL, rounds=4)
+    assert only(USUAL, ["streams"], 4).stream_rounds == 4
     assert only(USUAL, ["sizes"], 4).sweep_rounds == 4
 
 

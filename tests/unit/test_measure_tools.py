@@ -86,6 +86,7 @@ def test_a_streams_rate_is_in_bytes_a_second() -> None:
         tools.wrk_latency,
         tools.iperf,
         tools.pingpong_latency,
+        tools.stream,
         lambda text: tools.sockperf_throughput(text, 64),
     ],
 )

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lab.measure.latency import post
 from lab.measure.latency.paths import BRIDGE, IN_KERNEL, LARGEST, NO_PROXY, UNIX, WITH_POLICY
-from lab.measure.latency.result import GRAPH_SIZE, MODES, Row, at, medians, percentiles
+from lab.measure.latency.result import GRAPH_SIZE, MODES, SLOW_STREAM, STREAM, Row, at, medians, percentiles
 from lab.measure.sidecars import ACCELERATED, PLAIN
 
 #: Colours that people who see few of them tell apart (after Okabe and Ito); dashes for who sees none.
@@ -54,12 +54,10 @@ def draw(rows: Sequence[Row], where: str, folder: Path) -> list[str]:
 
 def _figures(pyplot: Any, rows: Sequence[Row], where: str) -> list[tuple[str, Any]]:
     modes = [mode for mode in MODES if any(row.mode == mode for row in rows)]
-    figures = [
-        (
-            "latency",
-            _percentile_plot(pyplot, rows, modes, "tcp", f"TCP, {GRAPH_SIZE} bytes", where, post=True),
-        )
-    ]
+    figures = []
+    if any(row.kind in ("tcp", "pair") for row in rows):
+        title = f"TCP, {GRAPH_SIZE} bytes"
+        figures.append(("latency", _percentile_plot(pyplot, rows, modes, "tcp", title, where, post=True)))
     if any(row.kind == "http" for row in rows):
         title = f"HTTP, {GRAPH_SIZE} bytes, one connection"
         figures.append(
@@ -68,7 +66,10 @@ def _figures(pyplot: Any, rows: Sequence[Row], where: str) -> list[tuple[str, An
     if any(row.kind == "tcp" and row.size != GRAPH_SIZE for row in rows):
         figures.append(("sizes", _over(pyplot, rows, modes, _SIZES, where)))
     if any(row.kind == "throughput" for row in rows):
-        figures.append(("throughput", _over(pyplot, rows, modes, _STREAMS, where)))
+        figures.append(("throughput", _over(pyplot, rows, modes, _THROUGHPUT, where)))
+    for name, sweep in _STREAMS.items():
+        if any(row.kind == sweep[0] for row in rows):
+            figures.append((name, _over(pyplot, rows, modes, sweep, where)))
     if any(row.connections > 1 for row in rows):
         figures.append(("connections", _over(pyplot, rows, modes, _CONNECTIONS, where)))
     return figures
@@ -104,12 +105,27 @@ def _post() -> dict[str, dict[float, float]]:
     return post.FIGURES
 
 
+#: What is read of a row: us, requests or bytes a second, bytes for a microsecond of CPU.
+_READ: dict[str, Callable[[Row], float | None]] = {
+    "p50": at(50.0),
+    "rate": lambda row: row.rate,
+    "for cpu": lambda row: row.size / row.cpu if row.cpu else None,
+}
+
 #: (kind, field on the x axis, what is read, title, label of x, label of y, its factor)
 _Sweep = tuple[str, str, str, str, str, str, float]
 _SIZES: _Sweep = ("tcp", "size", "p50", "TCP, by message size", "message, bytes", "round trip, p50, µs", 1.0)
-_STREAMS: _Sweep = (
-    "throughput", "size", "rate", "One-way stream, by message size", "message, bytes", "Gbit/s", 8e-9,
+_THROUGHPUT: _Sweep = (
+    "throughput", "size", "rate", "One way, by sockperf, by message size", "message, bytes", "Gbit/s", 8e-9,
 )  # fmt: skip
+_CPU = "Gbit for a second of the sender's CPU"
+_STREAMS: dict[str, _Sweep] = {
+    "streams": (STREAM, "size", "rate", "One-way stream, by message size", "message, bytes", "Gbit/s", 8e-9),
+    "streams-cpu": (STREAM, "size", "for cpu", "One-way stream: its cost", "message, bytes", _CPU, 8e-3),
+    "streams-slow": (
+        SLOW_STREAM, "size", "for cpu", "To a slow reader: its cost", "message, bytes", _CPU, 8e-3,
+    ),
+}  # fmt: skip
 _CONNECTIONS: _Sweep = (
     "http", "connections", "rate", "HTTP, by connections", "connections", "requests a second", 1.0,
 )  # fmt: skip
@@ -118,7 +134,7 @@ _CONNECTIONS: _Sweep = (
 def _over(pyplot: Any, rows: Sequence[Row], modes: Sequence[str], sweep: _Sweep, where: str) -> Any:
     kind, field, read, title, x_label, y_label, factor = sweep
     figure, axes = pyplot.subplots(1, len(modes), figsize=(5.6 * len(modes), 4.4), squeeze=False)
-    value = at(50.0) if read == "p50" else lambda row: row.rate
+    value = _READ[read]
     steady = {"size": {"connections": 1}, "connections": {"size": GRAPH_SIZE}}[field]
     for axis, mode in zip(axes[0], modes, strict=True):
         places = sorted({getattr(row, field) for row in rows if row.kind == kind and row.mode == mode})

@@ -1,8 +1,9 @@
 """Rows of measurements into medians, ratios and judged targets. Pure: nothing here measures.
 
-A row is one measurement of one path in a round: `kind` (tcp, http, pair, throughput), `mode` (free, one CPU),
-`path`, `round`, `size` (bytes), `connections`, `percentiles` (us), `rate` (requests or bytes a second), `cpu`
-(us of CPU a request or message; None where it is not known), `errors`.
+A row is one measurement of one path in a round: `kind` (tcp, http, pair, throughput, stream), `mode` (free,
+one CPU), `path`, `round`, `size` (bytes), `connections`, `percentiles` (us), `rate` (requests or bytes a
+second), `cpu` (us of CPU a request or message, of a stream: of its sender alone; None where it is not known),
+`errors`, `redirected` (share of a stream's bytes that went from socket to socket).
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from lab.measure.statistics import figure, ratios
 
 FREE, ONE_CPU = "free CPUs", "one CPU"
 MODES = (FREE, ONE_CPU)
+#: Kinds of streams: with a reader that keeps up, and with one that is slower than its sender for good.
+STREAM, SLOW_STREAM = "stream", "stream, slow reader"
 #: The message of the graph, bytes.
 GRAPH_SIZE = 256
 
@@ -35,6 +38,7 @@ class Row:
     rate: float = 0.0
     cpu: float | None = None
     errors: int = 0
+    redirected: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "percentiles": {f"{share:g}": us for share, us in self.percentiles.items()}}
@@ -131,6 +135,18 @@ def _of_mode(rows: Sequence[Row], mode: str) -> list[dict[str, Any]]:
         )
         used = series(rows, lambda row: row.cpu, kind="throughput", mode=mode, size=size)
         add(f"CPU a message, one way, {size} bytes, {IN_KERNEL} to {NO_PROXY}", used, IN_KERNEL, NO_PROXY)
+    for kind in (STREAM, SLOW_STREAM):
+        for size in sorted({row.size for row in rows if row.kind == kind}):
+            wanted = {"kind": kind, "mode": mode, "size": size}
+            name = f"{kind}, {size} bytes, {IN_KERNEL}"
+            rates = series(rows, lambda row: row.rate, **wanted)
+            add(f"{name} to {NO_PROXY}, rate", rates, IN_KERNEL, NO_PROXY, at_least=0.95)
+            # bytes for a CPU second are the size by the CPU of a message: the ratio stands on its head
+            used = series(rows, lambda row: row.cpu, **wanted)
+            add(f"{name} to {NO_PROXY}, bytes for the sender's CPU", used, NO_PROXY, IN_KERNEL, at_least=0.95)
+            shares = series(rows, lambda row: row.redirected, **wanted).get(IN_KERNEL)
+            if shares:
+                lines.append(figure(f"{name}, redirected", "of its bytes", list(shares.values())))
     return lines
 
 
@@ -143,6 +159,7 @@ def table(rows: Sequence[Row]) -> list[dict[str, Any]]:
     for (kind, mode, path, size, connections), group in groups.items():
         middle = [row.percentiles[50.0] for row in group if 50.0 in row.percentiles]
         cpu = [row.cpu for row in group if row.cpu is not None]
+        redirected = [row.redirected for row in group if row.redirected is not None]
         shares = sorted({share for row in group for share in row.percentiles})
         lines.append(
             {
@@ -153,6 +170,7 @@ def table(rows: Sequence[Row]) -> list[dict[str, Any]]:
                 "p50_most": _round(max(middle)) if middle else None,
                 "rate": _median([row.rate for row in group]),
                 "cpu_us": _median(cpu) if cpu else None,
+                "redirected": _median(redirected) if redirected else None,
                 "errors": sum(row.errors for row in group),
             }
         )  # fmt: skip

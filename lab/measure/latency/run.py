@@ -13,7 +13,7 @@ from typing import Any
 from lab.cluster import Cluster
 from lab.errors import ExitCode, die
 from lab.measure import tools
-from lab.measure.latency import paths
+from lab.measure.latency import paths, streams
 from lab.measure.latency.paths import BRIDGE, IN_KERNEL, NO_PROXY, PROXIES, UNIX, WAYS, WITH_POLICY, Way
 from lab.measure.latency.result import FREE, GRAPH_SIZE, MODES, ONE_CPU, Row
 from lab.measure.plain import ADDRESSES, Plain, plain
@@ -35,7 +35,10 @@ _WRK_SCRIPT = "/tmp/tail.lua"  # noqa: S108
 
 @dataclass(frozen=True)
 class Size:
-    """How much is measured; 0 rounds leave a part out. `seconds` are those of one measurement."""
+    """How much is measured; 0 rounds leave a part out. `seconds` are those of one measurement.
+
+    `parts`: those that are measured if nobody asks for others.
+    """
 
     rounds: int
     seconds: int
@@ -44,28 +47,35 @@ class Size:
     sizes: tuple[int, ...]
     connections: tuple[int, ...]
     modes: tuple[str, ...] = MODES
+    stream_rounds: int = 1
+    stream_sizes: tuple[int, ...] = (4096, 16384, 65536)
+    parts: tuple[str, ...] = ("graph",)
 
 
-TINY = Size(1, 1, 1, 0, (), ())
-QUICK = Size(3, 1, 1, 0, (), (), (FREE,))
-USUAL = Size(9, 1, 5, 1, (64, 4096, 65507), (10, 100, 1000))
-FULL = Size(15, 2, 9, 5, (64, 256, 1024, 4096, 16384, 65507), (10, 100, 1000))
+#: Part -> the field that holds its rounds.
+PARTS = {"graph": "rounds", "sizes": "sweep_rounds", "streams": "stream_rounds"}
 
-PARTS = ("graph", "sizes")
+TINY = Size(1, 1, 1, 0, (), (), stream_sizes=(4096,))
+QUICK = Size(3, 1, 1, 0, (), (), (FREE,), stream_rounds=3)
+USUAL = Size(9, 1, 5, 1, (64, 4096, 65507), (10, 100, 1000), stream_rounds=5, parts=tuple(PARTS))
+FULL = Size(
+    15, 2, 9, 5, (64, 256, 1024, 4096, 16384, 65507), (10, 100, 1000),
+    stream_rounds=9, stream_sizes=(64, 256, 1024, 4096, 16384, 65536), parts=tuple(PARTS),
+)  # fmt: skip
 
 
 def only(size: Size, parts: Sequence[str], rounds: int | None = None) -> Size:
-    """`size` without the rounds of the parts that are not among `parts`.
+    """`size` without the rounds of the parts that are not among `parts` (empty: of those that are its own).
 
-    `rounds`: another number of them, of the graph, or of the sizes where they alone are measured.
+    `rounds`: another number of them, of the graph, or of the other parts where it is not measured.
     """
-    if "graph" in parts:
-        return replace(
-            size,
-            rounds=rounds or size.rounds,
-            sweep_rounds=size.sweep_rounds if "sizes" in parts else 0,
-        )
-    return replace(size, rounds=0, sweep_rounds=rounds or size.sweep_rounds)
+    wanted = parts or size.parts
+    counts: dict[str, Any] = {
+        name: getattr(size, name) if part in wanted else 0 for part, name in PARTS.items()
+    }
+    for part in ("graph",) if "graph" in wanted else wanted:
+        counts[PARTS[part]] = rounds or counts[PARTS[part]]
+    return replace(size, parts=tuple(wanted), **counts)
 
 
 @dataclass
@@ -108,9 +118,13 @@ def measure(lab: Rendered, cluster: Cluster, steps: Steps, size: Size, names: Se
     """Measure the paths called `names` (all if empty) on the last node of the lab."""
     node = lab.nodes[-1]
     outcome = Outcome()
+    if not (names or size.rounds or size.sweep_rounds):
+        names = streams.PATHS
     with workload(lab, cluster, NAMESPACE) as pods, ExitStack() as stack:
         with steps.step("pods", "Start client, servers and proxies"):
             bench = _bench(lab, pods, node, stack)
+            if size.stream_rounds:
+                _serve_streams(pods, bench, stack)
         with steps.step("check", "Check that each path is what it claims"):
             bench.ways = tuple(way for way in WAYS if not names or way.name in names)
             _check(pods, bench, outcome)
@@ -125,6 +139,9 @@ def measure(lab: Rendered, cluster: Cluster, steps: Steps, size: Size, names: Se
                 for number in range(size.sweep_rounds):
                     step.say(f"sizes and connections, round {number + 1} of {size.sweep_rounds}")
                     outcome.rows += _sweep(bench, mode, number, size)
+                for number in range(size.stream_rounds):
+                    step.say(f"streams, round {number + 1} of {size.stream_rounds}")
+                    outcome.rows += _streams(pods, bench, mode, number, size)
     return outcome
 
 
@@ -152,9 +169,22 @@ def _bench(lab: Rendered, pods: Workload, node: RenderedNode, stack: ExitStack) 
     for way in WAYS:
         asks, address = bench.of(way)
         for port in (way.tcp, way.http):
-            words = f"until : 2>/dev/null </dev/tcp/{address}/{port}; do sleep 0.1; done"
-            asks.ask(f"timeout 20 bash -c {shlex.quote(words)}", timeout=25)
+            _until_open(asks, address, port)
     return bench
+
+
+def _serve_streams(pods: Workload, bench: _Bench, stack: ExitStack) -> None:
+    """Their readers, in the pods of the two paths that they take; placed before any pod is put on one CPU."""
+    streams.place(bench.client)
+    for way in (way for way in WAYS if way.name in streams.PATHS):
+        streams.serve(stack.enter_context(pods.shell(way.pod, "pair")))
+        for port in streams.PORTS.values():
+            _until_open(bench.client, bench.addresses[way.pod], port)
+
+
+def _until_open(shell: Shell, address: str, port: int) -> None:
+    words = f"until : 2>/dev/null </dev/tcp/{address}/{port}; do sleep 0.1; done"
+    shell.ask(f"timeout 20 bash -c {shlex.quote(words)}", timeout=25)
 
 
 def _usage_files(node: Shell, uids: Sequence[str]) -> list[str]:
@@ -294,6 +324,15 @@ def _throughput(bench: _Bench, way: Way, mode: str, number: int, length: int, se
     rate, messages = tools.sockperf_throughput(shell.ask(words, timeout=seconds + 20), length)
     cpu = None if way.name == BRIDGE else (bench.cpu() - before) / max(1, messages)
     return Row("throughput", mode, way.name, number, length, rate=rate, cpu=cpu)
+
+
+def _streams(pods: Workload, bench: _Bench, mode: str, number: int, size: Size) -> Iterator[Row]:
+    ways = [
+        (way, bench.addresses[way.pod], f"{pods.namespace}/client {pods.namespace}/{way.pod}")
+        for way in bench.ways
+        if way.name in streams.PATHS
+    ]
+    return streams.round_(bench.client, bench.node, ways, mode, number, size.stream_sizes, size.seconds)
 
 
 def _pairs(bench: _Bench, mode: str, number: int, seconds: int) -> Iterator[Row]:
