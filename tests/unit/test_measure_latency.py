@@ -98,7 +98,9 @@ def test_a_folder_holds_data_pictures_and_a_page_that_name_the_machine(tmp_path:
     made = [*rows(), *rows(ONE_CPU), Row("throughput", FREE, NO_PROXY, 0, 4096, rate=1e9)]
     made += [Row("http", FREE, NO_PROXY, 0, GRAPH_SIZE, n, {50.0: 60.0}, 9e3) for n in (1, 10)]
     made += [stream(NO_PROXY, rate=1e9, cpu=2.0, kind=kind) for kind in (STREAM, SLOW_STREAM)]
-    machine = {"cpu": "A <CPU>", "cpus": 2, "kernel": "6.18.0", "machine": "x86_64"}
+    machine = {
+        "cpu": "A <CPU>", "cpus": 2, "kernel": "6.18.0", "machine": "x86_64", "congestion_control": "bbr",
+    }  # fmt: skip
     whole = report.document(
         made,
         machine=machine,
@@ -115,7 +117,15 @@ def test_a_folder_holds_data_pictures_and_a_page_that_name_the_machine(tmp_path:
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
         assert "</svg>" in (tmp_path / f"{name}.svg").read_text()
     page = (tmp_path / "report.html").read_text()
-    for word in ("A &lt;CPU&gt;", "6.18.0", "1.40.0", "nginx: left out", "latency.png", "0.6667"):
+    for word in (
+        "A &lt;CPU&gt;",
+        "6.18.0",
+        "TCP by bbr",
+        "1.40.0",
+        "nginx: left out",
+        "latency.png",
+        "0.6667",
+    ):
         assert word in page
     assert json.loads((tmp_path / "result.json").read_text())["rows"][0]["percentiles"]["99.9"]
     with (tmp_path / "result.csv").open() as file:

@@ -67,7 +67,10 @@ def page(whole: Mapping[str, Any], pictures: Sequence[str]) -> str:
 
 def on(machine: Mapping[str, Any]) -> str:
     """The machine in one line."""
-    return f"{machine['cpu'] or machine['machine']}, {machine['cpus']} CPUs, kernel {machine['kernel']}"
+    name = machine["cpu"] or machine["machine"]
+    return (
+        f"{name}, {machine['cpus']} CPUs, kernel {machine['kernel']}, TCP by {machine['congestion_control']}"
+    )
 
 
 def _flat(row: Row) -> dict[str, Any]:

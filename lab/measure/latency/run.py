@@ -57,7 +57,7 @@ PARTS = {"graph": "rounds", "sizes": "sweep_rounds", "streams": "stream_rounds"}
 
 TINY = Size(1, 1, 1, 0, (), (), stream_sizes=(4096,))
 QUICK = Size(3, 1, 1, 0, (), (), (FREE,), stream_rounds=3)
-USUAL = Size(9, 1, 5, 1, (64, 4096, 65507), (10, 100, 1000), stream_rounds=5, parts=tuple(PARTS))
+USUAL = Size(9, 1, 5, 1, (64, 4096, 65507), (10, 100, 1000), stream_rounds=3, parts=tuple(PARTS))
 FULL = Size(
     15, 2, 9, 5, (64, 256, 1024, 4096, 16384, 65507), (10, 100, 1000),
     stream_rounds=9, stream_sizes=(64, 256, 1024, 4096, 16384, 65536), parts=tuple(PARTS),
