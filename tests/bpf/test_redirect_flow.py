@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import itertools
@@ -13,11 +14,12 @@ import struct
 import termios
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from datapath import libbpf, reasons
-from datapath.constants import Place
+from datapath.constants import Place, Side
 from tests.bpf.counting import counted, events, hit, wait_for
 from tests.bpf.fabric import OPEN, Fabric, Pod
 from tests.bpf.redirecting import find, pair, redirect_config, unread, wait_until_accelerated
@@ -34,6 +36,11 @@ LINGER_NOW = struct.pack("ii", 1, 0)
 def waiting(end: socket.socket) -> int:
     """FIONREAD."""
     return int(struct.unpack("i", fcntl.ioctl(end, termios.FIONREAD, b"\0" * 4))[0])
+
+
+def in_recv(thread: threading.Thread) -> bool:
+    """Whether it waits in recvfrom(), which is number 45 on x86-64."""
+    return Path(f"/proc/self/task/{thread.native_id}/syscall").read_text().startswith("45 ")
 
 
 def fill(end: socket.socket, limit: int) -> int:
@@ -281,6 +288,38 @@ def test_hazard_12_taking_it_away_loses_no_unread_byte(apart: Fabric) -> None:
             netlink.link("del", index=pod.index)
         pod.namespace.close()
     node.up()
+
+
+def test_hazard_12_a_socket_taken_out_of_the_map_breaks_a_blocked_read(client: Pod, server: Pod) -> None:
+    """Why who is enrolled stays so, also when its reader stays behind. The byte is late, not lost."""
+    node = client.node
+    with pair(client, server) as connection:
+        connection.echo()
+        connection.client.settimeout(None)
+        seen: list[int | bytes | None] = []
+
+        def read() -> None:
+            try:
+                seen.append(connection.client.recv(10))
+            except OSError as error:
+                seen.append(error.errno)
+
+        thread = threading.Thread(target=read)
+        thread.start()
+        wait_for(lambda: in_recv(thread), "the read is blocked")
+        port = connection.client.getsockname()[1]
+        (mine,) = (
+            key
+            for key, stream in node.maps.redirect.streams.items()
+            if (stream.client_port, stream.side) == (port, Side.CLIENT)
+        )
+        sockets = libbpf.open_pinned(node.pins / "maps" / "sockets")
+        libbpf.map_delete(sockets, mine.pack())
+        os.close(sockets)
+        connection.server.sendall(b"late")
+        thread.join(5)
+        assert seen == [errno.EAGAIN]
+        assert receive(connection.client, 4) == b"late"
 
 
 def test_hazard_34_a_reset_wakes_a_blocked_reader(client: Pod, server: Pod) -> None:
