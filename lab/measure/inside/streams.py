@@ -6,6 +6,7 @@ send FD SIZE SECONDS     sends messages by a connection that the shell has opene
 """
 
 import json
+import select
 import socket
 import sys
 import threading
@@ -45,6 +46,9 @@ def send(end: socket.socket, size: int, seconds: float) -> None:
         end.sendall(message)
         sent += size
     end.shutdown(socket.SHUT_WR)
+    select.select(
+        [end], [], []
+    )  # a recv() that waits may say EAGAIN when the end of the stream is acknowledged
     told = end.recv(8)
     took, used = clock() - began, time.process_time() - used
     if int.from_bytes(told, "big") != sent:
