@@ -1,4 +1,4 @@
-"""What programs do with sockets, redirected and by plain TCP, the oracle (hazards 4, 5, 7, 9, 11, 13).
+"""What programs do with sockets, redirected and by plain TCP, the oracle (hazards 4, 5, 7, 9, 11, 13, 34).
 
 Most of it is the same both ways. Where it is not, the difference is pinned here and told in the
 datapath's README.
@@ -22,7 +22,7 @@ from tests.bpf.counting import wait_for
 from tests.bpf.fabric import Pod
 from tests.bpf.redirecting import find, pair, redirect_config
 from tests.bpf.talking import Connection, receive
-from tests.bpf.test_redirect_flow import waiting
+from tests.bpf.test_redirect_flow import fill, in_recv, waiting
 from tests.sizes import SIZES
 
 BOTH = pytest.mark.parametrize("redirected", [True, False], ids=["redirected", "plain"])
@@ -161,6 +161,36 @@ def test_hazard_11_a_peer_that_closes_with_unread_data(client: Pod, server: Pod)
         assert end_of(plain) == "ECONNRESET"
     with talking(client, server, redirected=True) as connection:
         assert end_of(connection) == "end"
+
+
+@BOTH
+def test_hazard_34_room_for_a_sender_wakes_a_blocked_reader_too(
+    client: Pod, server: Pod, redirected: bool
+) -> None:
+    """Its send buffer full, who waits to read an accelerated socket is told EAGAIN when there is room."""
+    with talking(client, server, redirected) as connection:
+        sent = fill(connection.client, 64 * MEGABYTE)
+        connection.client.settimeout(None)
+        seen: list[int | bytes | None] = []
+
+        def read() -> None:
+            try:
+                seen.append(connection.client.recv(10))
+            except OSError as error:
+                seen.append(error.errno)
+
+        reader = threading.Thread(target=read)
+        reader.start()
+        wait_for(lambda: in_recv(reader), "the read is blocked")
+        assert receive(connection.server, sent) == b"x" * sent
+        wait_for(lambda: bool(select.select([], [connection.client], [], 0)[1]), "there is room again")
+        if not redirected:
+            assert reader.is_alive()
+            connection.server.sendall(b"late")
+        reader.join(5)
+        assert seen == ([errno.EAGAIN] if redirected else [b"late"])
+        connection.client.settimeout(5)
+        connection.echo()
 
 
 @BOTH
