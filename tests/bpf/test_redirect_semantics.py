@@ -163,6 +163,26 @@ def test_hazard_11_a_peer_that_closes_with_unread_data(client: Pod, server: Pod)
         assert end_of(connection) == "end"
 
 
+@contextlib.contextmanager
+def blocked_read(end: socket.socket) -> Iterator[tuple[threading.Thread, list[int | bytes | None]]]:
+    """A thread that waits in recv(); what came of it: data, or an error's number."""
+    end.settimeout(None)
+    seen: list[int | bytes | None] = []
+
+    def read() -> None:
+        try:
+            seen.append(end.recv(10))
+        except OSError as error:
+            seen.append(error.errno)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    wait_for(lambda: in_recv(reader), "the read is blocked")
+    yield reader, seen
+    reader.join(5)
+    end.settimeout(5)
+
+
 @BOTH
 def test_hazard_34_room_for_a_sender_wakes_a_blocked_reader_too(
     client: Pod, server: Pod, redirected: bool
@@ -170,27 +190,32 @@ def test_hazard_34_room_for_a_sender_wakes_a_blocked_reader_too(
     """Its send buffer full, who waits to read an accelerated socket is told EAGAIN when there is room."""
     with talking(client, server, redirected) as connection:
         sent = fill(connection.client, 64 * MEGABYTE)
-        connection.client.settimeout(None)
-        seen: list[int | bytes | None] = []
-
-        def read() -> None:
-            try:
-                seen.append(connection.client.recv(10))
-            except OSError as error:
-                seen.append(error.errno)
-
-        reader = threading.Thread(target=read)
-        reader.start()
-        wait_for(lambda: in_recv(reader), "the read is blocked")
-        assert receive(connection.server, sent) == b"x" * sent
-        wait_for(lambda: bool(select.select([], [connection.client], [], 0)[1]), "there is room again")
-        if not redirected:
-            assert reader.is_alive()
-            connection.server.sendall(b"late")
-        reader.join(5)
+        with blocked_read(connection.client) as (reader, seen):
+            assert receive(connection.server, sent) == b"x" * sent
+            wait_for(lambda: bool(select.select([], [connection.client], [], 0)[1]), "there is room again")
+            if not redirected:
+                assert reader.is_alive()
+                connection.server.sendall(b"late")
         assert seen == ([errno.EAGAIN] if redirected else [b"late"])
-        connection.client.settimeout(5)
         connection.echo()
+
+
+@BOTH
+def test_hazard_34_the_end_of_ones_own_half_wakes_a_blocked_reader(
+    client: Pod, server: Pod, redirected: bool
+) -> None:
+    """EAGAIN, where the end of what the socket itself sends waited behind bytes left to TCP."""
+    size = client.node.config().redirect_budget * 1024 if redirected else 0
+    with talking(client, server, redirected) as connection:
+        connection.client.sendall(b"x" * size)
+        connection.client.sendall(b"y" * 50_000)
+        connection.client.shutdown(socket.SHUT_WR)
+        with blocked_read(connection.client) as (reader, seen):
+            assert receive(connection.server, size + 50_001) == b"x" * size + b"y" * 50_000
+            if not redirected:
+                assert reader.is_alive()
+                connection.server.sendall(b"late")
+        assert seen == ([errno.EAGAIN] if redirected else [b"late"])
 
 
 @BOTH
