@@ -160,12 +160,19 @@ def image_list(context: typer.Context) -> None:
 
 def image_load(
     context: typer.Context,
-    source: Annotated[Path, typer.Argument(help="An image archive, an OCI layout, or a folder of archives.")],
+    source: Annotated[
+        Path,
+        typer.Argument(
+            help="An image archive, an OCI layout, a folder of archives, or an artifact: `bookinfo-images`."
+        ),
+    ],
 ) -> None:
     """Put images on all nodes of the lab."""
     become_root()
     options: Context = context.obj
     lab = options.lab()
+    if not source.exists() and (artifact := builds.locate().get(str(source))):
+        source = artifact.path
     steps = options.steps(options.logs_of(lab.id, "image"))
     with steps.step("image", f"Load {source.name} on {len(lab.nodes)} nodes"):
         loaded = images.load(lab, source)

@@ -14,6 +14,7 @@ from lab import render as rendering
 from lab.busy import alone
 from lab.cli.context import Context, become_root
 from lab.errors import ExitCode, die
+from lab.labfile import load
 from lab.measure import agent_cost, bring_up, network, sidecars
 from lab.measure.latency import report
 from lab.measure.latency import run as latency
@@ -39,17 +40,25 @@ def bring_up_(
     rounds: Annotated[int, typer.Option(min=1, max=50, help="How many lives of the lab.")] = 3,
     settle: Annotated[float, typer.Option(min=0, help="Seconds of rest before memory is read.")] = 30,
 ) -> None:
-    """A build of nothing, up, up again, stop and start of a two-node lab, and its memory when idle."""
+    """A build of nothing, up, up again, stop and start of a lab, and its memory when idle.
+
+    The lab is made for it and removed: that of `-f FILE`, else the project's under the id `measure`.
+    """
     become_root()
     chosen: Context = context.obj
-    if rendering.read(LAB_ID):
-        die(f"lab {LAB_ID} exists already", hint=f"`lab down --lab {LAB_ID}` removes it", code=ExitCode.BUSY)
-    text = (paths.ROOT / "lab.yaml").read_text(encoding="utf-8").replace("id: demo", f"id: {LAB_ID}")
-    with tempfile.TemporaryDirectory() as folder, alone(LAB_ID):
-        file = Path(folder) / "lab.yaml"
-        file.write_text(text, encoding="utf-8")
-
-        rows = bring_up.measure(file, lambda: chosen.steps(chosen.logs_of(LAB_ID, "measure")), rounds, settle)
+    with tempfile.TemporaryDirectory() as folder:
+        file = chosen.file or Path(folder) / "lab.yaml"
+        if not chosen.file:
+            text = (paths.ROOT / "lab.yaml").read_text(encoding="utf-8")
+            file.write_text(text.replace("id: demo", f"id: {LAB_ID}"), encoding="utf-8")
+        lab_id = load(file).id
+        with alone(lab_id):
+            if rendering.read(lab_id):
+                hint = f"`lab down --lab {lab_id}` removes it"
+                die(f"lab {lab_id} exists already", hint=hint, code=ExitCode.BUSY)
+            rows = bring_up.measure(
+                file, lambda: chosen.steps(chosen.logs_of(lab_id, "measure")), rounds, settle
+            )
     if chosen.output is not Format.TABLE:
         emit({"machine": machine(), "rounds": rounds, "figures": rows}, chosen.output)
         return
@@ -66,6 +75,7 @@ def network_(
     full: Annotated[
         bool, typer.Option("--full", help="The sizes that are promised; takes half an hour.")
     ] = False,
+    tiny: Annotated[bool, typer.Option("--tiny", help="One round of little: does it work at all?")] = False,
     rounds: Annotated[int | None, typer.Option(min=1, max=99, help="Interleaved rounds.")] = None,
 ) -> None:
     """The network of a running lab beside a plain bridge and VXLAN; policy, pods, Services, the agent."""
@@ -78,8 +88,10 @@ def network_(
             hint=f"known: {', '.join(network.AREAS)}",
             code=ExitCode.USAGE,
         )
+    if full and tiny:
+        die("--full and --tiny exclude each other", code=ExitCode.USAGE)
     lab = chosen.lab()
-    size = network.FULL if full else network.QUICK
+    size = network.FULL if full else network.TINY if tiny else network.QUICK
     if rounds:
         size = replace(size, rounds=rounds)
     with alone(lab.id):

@@ -48,6 +48,10 @@ class Size:
     idle_seconds: int
 
 
+TINY = Size(
+    rounds=1, seconds=1, pods_a_node=1, policies=2, policy_changes=2, revocations=2, services=20, connects=20,
+    idle_seconds=1,
+)  # fmt: skip
 QUICK = Size(
     rounds=5, seconds=1, pods_a_node=5, policies=20, policy_changes=20, revocations=10, services=500,
     connects=300, idle_seconds=15,

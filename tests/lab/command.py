@@ -12,6 +12,17 @@ from typing import Any
 
 from lab.paths import ROOT
 
+#: What `make test` hands down to the suite, and another `make` must not take from it.
+OF_THE_SUITE = {
+    "MAKEFLAGS",
+    "MFLAGS",
+    "MAKELEVEL",
+    "MAKEOVERRIDES",
+    "T",
+    "UNDERPASS_PHASES",
+    "UNDERPASS_SIZE",
+}
+
 LIMIT = 1800  # seconds: no call of the suite may hang
 
 

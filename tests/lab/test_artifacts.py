@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from lab.lock import lock
 from lab.paths import ROOT
 from lab.steps import Steps
 from lab.store import Artifact, Store
-from tests.lab.command import LabCommand
+from tests.lab.command import OF_THE_SUITE, LabCommand
 from tests.lab.waiting import until
 
 NO_NETWORK = ("unshare", "--net", "--")
@@ -324,23 +325,20 @@ def test_a_damaged_artifact_is_found_told_and_built_again(elsewhere: tuple[tuple
 
 
 def test_the_controllers_wheels_set_up_lab_without_a_registry(tmp_path: Path) -> None:
-    """As a setup from a bundle does it: an environment of this Python, from the wheels alone."""
-    wheels = builds.build_all(Steps(), {"controller-wheels"})["controller-wheels"].path / "wheels"
-    environment = tmp_path / "venv"
-    subprocess.run([sys.executable, "-m", "venv", environment], check=True)
-    pip = [str(environment / "bin" / "pip"), "install", "--quiet", "--no-index", f"--find-links={wheels}"]
-    source = tmp_path / "source"
-    source.mkdir()
-    for name in ("pyproject.toml", "README.md", "lab"):
-        if (ROOT / name).exists():
-            subprocess.run(["cp", "-r", ROOT / name, source], check=True)
-    for what in (
-        ["--require-hashes", "--requirement", str(ROOT / "requirements/controller.lock")],
-        ["setuptools"],
-        ["--no-deps", "--no-build-isolation", "--editable", str(source)],
-    ):
-        subprocess.run([*NO_NETWORK, *pip, *what], check=True)
+    """By the command that docs/artifacts.md gives for it, in a copy of this checkout."""
+    wheels = builds.build_all(Steps(), {"controller-wheels"})["controller-wheels"].path
+    copy = tmp_path / "checkout"
+    copy.mkdir()
+    for name in ("Makefile", ".ci", "requirements", "pyproject.toml", "README.md", "lab"):
+        subprocess.run(["cp", "-r", ROOT / name, copy], check=True)
+    (copy / wheels.name).symlink_to(wheels)
+    page = (ROOT / "docs" / "artifacts.md").read_text()
+    (command,) = re.findall(r"^    (UNDERPASS_WHEELS=.* make setup)$", page, re.M)
+    mine = {name: value for name, value in os.environ.items() if name not in OF_THE_SUITE}
+    subprocess.run(
+        [*NO_NETWORK, "sh", "-ec", command], cwd=copy, env={**mine, "PYTHON": sys.executable}, check=True
+    )
     told = subprocess.run(
-        [environment / "bin" / "lab", "schema"], check=True, capture_output=True, text=True, cwd=tmp_path
+        [copy / ".venv" / "bin" / "lab", "schema"], check=True, capture_output=True, text=True, cwd=tmp_path
     )
     assert json.loads(told.stdout)["title"] == "Underpass lab"

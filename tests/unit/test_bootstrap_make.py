@@ -54,6 +54,10 @@ def test_a_soak_is_the_same_at_full_size() -> None:
     assert '-k "$T"' in said
 
 
+def test_another_python_may_be_chosen() -> None:
+    assert "/opt/python3.12 -I lab/bootstrap.py" in make("setup", "PYTHON=/opt/python3.12")
+
+
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
     """The scripts of CI alone, in a place of their own."""

@@ -1,4 +1,4 @@
-"""Walking guides on the lab under test."""
+"""Walking guides and other documents on the lab under test."""
 
 from __future__ import annotations
 
@@ -8,10 +8,15 @@ import pytest
 
 from lab.guide.shell import Shell
 from lab.render import Rendered
+from tests.lab.command import OF_THE_SUITE
 
 
 @pytest.fixture(scope="session")
 def shell(lab: Rendered) -> Iterator[Shell]:
-    """A learner's shell, for the whole session."""
-    with Shell(lab.id) as shell:
+    """A reader's shell, for the whole session."""
+    with pytest.MonkeyPatch.context() as environment:
+        for name in OF_THE_SUITE:
+            environment.delenv(name, raising=False)
+        shell = Shell(lab.id)
+    with shell:
         yield shell

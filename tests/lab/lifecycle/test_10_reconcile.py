@@ -143,6 +143,11 @@ def test_exec_passes_arguments_and_status_through(lab: Rendered, command: LabCom
     assert "no node" in command("exec", "nowhere", "--", "true").stderr
 
 
+def test_a_shell_is_one_on_the_node(lab: Rendered, command: LabCommand) -> None:
+    node = lab.nodes[-1].name
+    assert command.check("shell", node, stdin="hostname\n").stdout.splitlines()[-1] == node
+
+
 def test_what_the_lab_file_means_is_rendered_as_it_is(lab: Rendered, command: LabCommand) -> None:
     files = {path: path.read_bytes() for path in lab.folder.glob("*") if path.is_file()}
     assert from_json(command.json("render")) == lab

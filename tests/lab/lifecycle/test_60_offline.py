@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from lab.paths import ROOT
 from tests.lab.command import LabCommand
 from tests.lab.conftest import LAB_ID
 
@@ -49,6 +51,14 @@ def empty(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["rm", "-rf", "--one-file-system", str(tmp_path)], check=True)
 
 
+def _take_wheels(folder: Path) -> None:
+    """As docs/artifacts.md takes them out of a bundle, for a `.venv` on a machine without registries."""
+    page = (ROOT / "docs" / "artifacts.md").read_text()
+    (command,) = re.findall(r"^    (tar .* underpass\.bundle .*)$", page, re.M)
+    subprocess.run(["sh", "-ec", command], cwd=folder, check=True)
+    assert list(folder.glob("controller-wheels-*/wheels/*.whl"))
+
+
 def test_a_bundle_is_all_that_a_lab_needs(nowhere: str, empty: Path) -> None:
     bundle = empty / "underpass.bundle"
     file = empty / "lab.yaml"
@@ -56,6 +66,7 @@ def test_a_bundle_is_all_that_a_lab_needs(nowhere: str, empty: Path) -> None:
     full = LabCommand(file)
     written = full.json("bundle", "create", str(bundle))
     assert bundle.stat().st_size > 100 << 20
+    _take_wheels(empty)
 
     home = empty / "home"
     home.mkdir()

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 
 import pytest
 
-from lab import builds, images
 from lab.cluster import Cluster
 from lab.render import Rendered
 from tests.lab.command import LabCommand
@@ -335,9 +334,9 @@ def test_requests_are_split_as_the_route_says(rules: Mesh, evidence: Evidence) -
     assert seen.total() == count
 
 
-def test_bookinfo_runs_from_istios_own_file(mesh: Mesh, lab: Rendered, evidence: Evidence) -> None:
+def test_bookinfo_runs_from_istios_own_file(mesh: Mesh, command: LabCommand, evidence: Evidence) -> None:
     """bookinfo's page holds what its four services say: details, reviews of every version, ratings"""
-    images.load(lab, builds.locate()["bookinfo-images"].path)
+    command.check("image", "load", "bookinfo-images")
     file = str(sample("bookinfo/platform/kube/bookinfo.yaml"))
     mesh.cluster.kubectl("apply", "-n", mesh.namespace, "-f", file)
     try:
