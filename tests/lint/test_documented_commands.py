@@ -113,7 +113,7 @@ LIST = (
     Elsewhere("lab measure latency *", "it takes minutes; tried with --tiny", GRAPH),
     Elsewhere(
         "lab measure sidecars*",
-        "it takes minutes; tried with one round",
+        "it takes minutes; tried as a path of the graph, of one round",
         f"{MEASURE}::test_the_graph_has_istios_sidecars_plain_and_accelerated",
     ),
     Elsewhere("make test VMS=1*", "machines are made where they are asked for", A_MACHINE),
