@@ -46,11 +46,12 @@ class Size:
     services: int
     connects: int
     idle_seconds: int
+    rest_seconds: int = 3  # before connects, for what made and wrote the Services is still at work
 
 
 TINY = Size(
     rounds=1, seconds=1, pods_a_node=1, policies=2, policy_changes=2, revocations=2, services=20, connects=20,
-    idle_seconds=1,
+    idle_seconds=1, rest_seconds=0,
 )  # fmt: skip
 QUICK = Size(
     rounds=5, seconds=1, pods_a_node=5, policies=20, policy_changes=20, revocations=10, services=500,
@@ -90,7 +91,9 @@ def measure(
                     rows += agent_cost.agents(lab, size.idle_seconds)
         if "services" in areas:
             with steps.step("services", f"Connect to a Service among 10, then among {size.services}"):
-                rows += services_cost.connects(lab, pods, size.services, size.rounds, size.connects)
+                rows += services_cost.connects(
+                    lab, pods, size.services, size.rounds, size.connects, size.rest_seconds
+                )
     return rows
 
 

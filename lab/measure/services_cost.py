@@ -18,14 +18,15 @@ from lab.render import Rendered
 
 _PORT = 9000
 _FEW = 10
-_SETTLE = 3.0  # seconds
 
 
-def connects(lab: Rendered, pods: Workload, many: int, rounds: int, count: int) -> list[dict[str, Any]]:
+def connects(
+    lab: Rendered, pods: Workload, many: int, rounds: int, count: int, rest: int
+) -> list[dict[str, Any]]:
     """Median seconds of `count` connects in each round: among few Services, among `many`, among few again.
 
     Services cannot come and go within a round: what the machine does beside it is told by the two series
-    among few, before and after.
+    among few, before and after. Each series begins after `rest` seconds.
     """
     node = lab.nodes[0]
     pods.apply(
@@ -50,13 +51,13 @@ def connects(lab: Rendered, pods: Workload, many: int, rounds: int, count: int) 
             shell.ask(f"cat > /tmp/connects.py <<'END'\n{inside('connects.py')}\nEND")
             _add(core, crowd, range(_FEW))
             _served(lab, crowd, _FEW)
-            before = _rounds(shell, address, rounds, count)
+            before = _rounds(shell, address, rounds, count, rest)
             _add(core, crowd, range(_FEW, many))
             _served(lab, crowd, many)
-            among = _rounds(shell, address, rounds, count)
+            among = _rounds(shell, address, rounds, count, rest)
             core.delete_collection_namespaced_service(crowd)
             _served(lab, crowd, 0)
-            after = _rounds(shell, address, rounds, count)
+            after = _rounds(shell, address, rounds, count, rest)
     finally:
         core.delete_namespace(crowd)
     few = statistics.median(before + after)
@@ -96,10 +97,10 @@ def _served(lab: Rendered, namespace: str, count: int, seconds: float = 300) -> 
     )
 
 
-def _rounds(shell: Shell, address: str, rounds: int, count: int) -> list[float]:
+def _rounds(shell: Shell, address: str, rounds: int, count: int, rest: int) -> list[float]:
     """The median connect of each round, in us."""
     medians = []
-    time.sleep(_SETTLE)  # what made and wrote the Services is still at work
+    time.sleep(rest)  # what made and wrote the Services is still at work
     for _ in range(rounds):
         seconds = json.loads(shell.ask(f"python3 /tmp/connects.py {address} 80 {count}"))
         medians.append(statistics.median(seconds) * 1e6)
