@@ -112,7 +112,7 @@ def test_the_plain_path_differs_by_the_opt_out_alone() -> None:
 
 def test_the_page_shows_both_lines_and_the_breakdown(tmp_path: Path) -> None:
     found = Found(rows(), spent())
-    machine = {"cpu": "cpu", "machine": "x86_64", "cpus": 2, "kernel": "6.18"}
+    machine = {"cpu": "cpu", "machine": "x86_64", "cpus": 2, "kernel": "6.18", "congestion_control": "bbr"}
     whole = report.document(
         found.rows, machine=machine, size={"rounds": 3}, versions={}, checked={}, notes=[],
         breakdown=sidecars.breakdown(found),
