@@ -57,6 +57,7 @@ def run(
     hint: str | None = None,
     code: ExitCode = ExitCode.BUG,
     quiet: bool = False,
+    inherit: Sequence[int] = (),
 ) -> Completed:
     """Run a program to its end and return its output as text.
 
@@ -64,6 +65,7 @@ def run(
     `timeout` is in seconds. A status not in `ok` raises `CommandError` with `hint` and exit status
     `code`; ``ok=range(256)`` accepts every status.
     `quiet` keeps the output out of the step's log (for secrets and for very large answers).
+    `inherit` are open descriptors that it gets beside the three of every program.
     """
     args = [str(a) for a in argv]
     step = current_step()
@@ -80,6 +82,7 @@ def run(
             errors="replace",
             env={**os.environ, **env} if env else None,
             cwd=cwd,
+            pass_fds=inherit,
         )
     except (FileNotFoundError, PermissionError) as fault:
         raise LabError(

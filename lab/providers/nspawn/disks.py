@@ -5,7 +5,7 @@ Below the lab's folder, all of it this provider's:
     nodes/disks/<node>/upper work        the node's changes to the image (overlayfs)
     nodes/disks/<node>/data/<name>       directories that need a real file system, bound into the node
     nodes/disks/<node>/image.json        the image that the changes are changes to
-    nodes/run/<node>/                    mount points and the console's log
+    nodes/run/<node>/                    mount points, the console's log, the lock of a launch
     nodes/made.json                      the nodes that were made, as they were rendered, and the store
     nodes/snapshots/<name>/disks/...     copies of `disks`, with `snapshot.json`
     nodes/.stage-*                       half-made copies; a kill leaves them, the next call removes them
@@ -98,6 +98,10 @@ class Disks:
     def make_mount_points(self, node: str) -> None:
         for name in ("lower", "root", "bpf"):
             (self.run(node) / name).mkdir(parents=True, exist_ok=True)
+
+    def launch_lock(self, node: str) -> Path:
+        """The file whose lock is held while the node is launched."""
+        return self.run(node) / "launch.lock"
 
     def image(self, node: str) -> Path:
         """The image that the node's disk is made over."""

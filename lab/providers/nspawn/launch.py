@@ -1,6 +1,7 @@
 """A program of its own that starts one node and leaves it running: `python -I -S launch.py < plan`.
 
 The plan (JSON, made by machine.py) comes on stdin; it ends when systemd-nspawn has been started.
+Until then it and its children hold the lock that it inherits: the node is being launched.
 It is a program, and imports nothing of ours, because it enters a mount namespace and forks: neither
 may happen in the threads of `lab`.
 

@@ -6,16 +6,18 @@ cgroup, so that neither a reused pid nor a lost note can mislead.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import select
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from lab import ssh
-from lab.errors import ExitCode
+from lab.errors import ExitCode, LabError
 from lab.providers.base import STORE_ON_NODE
 from lab.providers.nspawn import launch
 from lab.providers.nspawn.cgroups import Cgroups
@@ -27,6 +29,7 @@ from lab.run import run
 
 PROGRAM = "systemd-nspawn"
 CONSOLE_BYTES = 1024 * 1024
+LAUNCH_SECONDS = 30.0
 
 #: The system calls that Kubernetes, BPF and Envoy make beyond nspawn's default.
 SYSTEM_CALLS = "@keyring @privileged bpf perf_event_open @system-service @mount @module @raw-io"
@@ -126,13 +129,40 @@ class Machine:
             "argv": argv(self.node, disks.root(name), binds, store),
             "env": ENVIRONMENT,
         }
-        run(
-            [sys.executable, "-I", "-S", launch.__file__],
-            stdin=json.dumps(plan),
-            timeout=30,
-            hint="`lab doctor` probes overlayfs, namespaces and cgroups",
-            code=ExitCode.NODE,
-        )
+        with self._launching() as lock:
+            run(
+                [sys.executable, "-I", "-S", launch.__file__],
+                stdin=json.dumps(plan),
+                timeout=LAUNCH_SECONDS,
+                hint="`lab doctor` probes overlayfs, namespaces and cgroups",
+                code=ExitCode.NODE,
+                inherit=(lock,),
+            )
+
+    def await_launch(self) -> None:
+        """Wait until no `launch` of the node is at work.
+
+        A `lab` that is killed leaves its own to go on: that would put a second node into the cgroups that
+        the next one makes.
+        """
+        if self._disks.launch_lock(self.node.name).exists():
+            with self._launching():
+                pass
+
+    @contextmanager
+    def _launching(self) -> Iterator[int]:
+        """The descriptor of a lock: held while it is open here, or in a program that inherits it."""
+        lock = os.open(self._disks.launch_lock(self.node.name), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            if not until(lambda: _taken(lock), LAUNCH_SECONDS):
+                raise LabError(
+                    f"an earlier start of {self.node.name} does not come to an end",
+                    hint="`lab doctor` probes overlayfs, namespaces and cgroups, which it may wait for",
+                    code=ExitCode.NODE,
+                )
+            yield lock
+        finally:
+            os.close(lock)
 
     def power_off(self, seconds: float) -> bool:
         """Ask the node to shut down in order; whether it was off within `seconds`."""
@@ -179,6 +209,14 @@ class Machine:
         files = [file] if this_boot else [_older(file), file]
         text = "".join(path.read_text("utf-8", errors="replace") for path in files if path.exists())
         return "\n".join(ssh.clean(text).splitlines()[-lines:]) if lines > 0 else ""
+
+
+def _taken(lock: int) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _older(console: Path) -> Path:

@@ -207,6 +207,7 @@ class Nspawn(Provider):
 
     def _clear(self, node: RenderedNode) -> int:
         """End whatever still runs of a node and remove all of it but its disk."""
+        self._machine(node).await_launch()
         changed = self._cgroups(node).remove() + self._network.remove_node(node)
         self._hang_up(node)
         return changed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -14,7 +15,7 @@ import pytest
 
 from lab.errors import ExitCode, LabError
 from lab.providers.base import NodeState, Provider
-from lab.providers.nspawn import Nspawn
+from lab.providers.nspawn import Nspawn, launch
 from lab.providers.nspawn.cgroups import Cgroups
 from lab.providers.nspawn.settings import WANTED
 from lab.render import Rendered
@@ -59,11 +60,22 @@ made.create(image, image.parent)
 side_by_side(made.start, made.lab.nodes)
 """
 
+
+def _launched() -> bool:
+    """Whether a program that starts a node is at work somewhere."""
+    for words in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if launch.__file__.encode() in words.read_bytes():
+                return True
+    return False
+
+
 MOMENTS: dict[str, Callable[[Rendered], bool]] = {
     "the switch is made": lambda lab: Path("/run/netns", lab.switch).exists(),
     "the first disk is made": lambda lab: (lab.folder / "nodes/disks" / lab.nodes[0].name).exists(),
     "a node's namespace is made": lambda lab: Path("/run/netns", lab.nodes[0].machine).exists(),
     "a node's cgroups are made": lambda lab: bool(Cgroups(lab.nodes[0].cgroup).existing()),
+    "a node is launched": lambda lab: _launched(),
     "a node's first process is there": lambda lab: bool(Cgroups(lab.nodes[0].cgroup).processes()),
 }
 
