@@ -29,7 +29,7 @@ MARKER = "underpass-plain-text-marker"  # something that no request holds by cha
 OPT_OUT = {"underpass.dev/redirect": "disabled"}
 
 COLLIDE = (Path(__file__).parent / "inside" / "collide.py").read_text()
-FIRST_PORT = 41000
+FIRST_PORT = 21000  # of none that the kernel gives a socket that asks for any: bind() would meet those
 AGAIN = 2  # a round of that program has two connections of one port twice
 
 
