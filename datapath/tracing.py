@@ -85,8 +85,7 @@ def load(name: str, code: bytes, kind: ProgramType, attach: AttachType | None, h
     """Load a program from its instructions; returns its descriptor.
 
     attach: only where the kernel wants to know it at this time. hook: its name of what a tracing program or
-    an iterator is for. OSError holds the verifier's
-    last words.
+    an iterator is for. OSError holds the verifier's last words.
     """
     target = 0
     if hook:
