@@ -16,7 +16,7 @@ from lab import ssh
 from lab.errors import ExitCode, die
 from lab.measure import api, tools
 from lab.measure.statistics import bucket_quantile, figure
-from lab.measure.workload import Workload, container, python
+from lab.measure.workload import IDLE_SHARE, Workload, container, python
 from lab.render import Rendered, RenderedNode
 
 _PORT = 9000
@@ -37,7 +37,8 @@ def start_pods(lab: Rendered, pods: Workload, a_node: int) -> list[dict[str, Any
             for node in lab.nodes:
                 name = f"filler-{node.name}-{number}"
                 labels = {"set": "fillers", "group": str(number % 10)}
-                document = pods.pod(name, node, [container("idle", ["sleep", "infinity"])], labels=labels)
+                idle = container("idle", ["sleep", "infinity"], IDLE_SHARE)
+                document = pods.pod(name, node, [idle], labels=labels)
                 began = time.monotonic()
                 core.create_namespaced_pod(pods.namespace, document)
                 seconds.append(_of(became, name) - began)

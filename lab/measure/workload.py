@@ -18,8 +18,10 @@ from lab.steps import Steps
 
 INSIDE = Path(__file__).parent / "inside"
 
-#: Enough that a pod is not starved by what else runs; nothing is reserved by it.
-_SHARE = {"requests": {"cpu": "100m"}}
+#: Enough that a pod is not starved by what else runs. A node takes no more of them than it has CPUs for.
+SHARE = "100m"
+#: Of pods that are only there: dozens of them fit.
+IDLE_SHARE = "1m"
 
 
 def inside(name: str) -> str:
@@ -32,14 +34,14 @@ def python(name: str, *arguments: str) -> list[str]:
     return ["python3", "-u", "-c", inside(name), *arguments]
 
 
-def container(name: str, command: Sequence[str]) -> dict[str, Any]:
-    """A container of the measurement's image."""
+def container(name: str, command: Sequence[str], cpu: str = SHARE) -> dict[str, Any]:
+    """A container of the measurement's image. `cpu`: what it asks for, as Kubernetes writes it."""
     return {
         "name": name,
         "image": image.reference(),
         "imagePullPolicy": "Never",
         "command": list(command),
-        "resources": _SHARE,
+        "resources": {"requests": {"cpu": cpu}},
     }
 
 
