@@ -20,21 +20,21 @@ class Walk:
         self._shell = shell
 
     def __call__(self, example: Example) -> str | None:
+        """What is wrong with the block once it is as written, or its time is up."""
         block: Block = example.parsed
-        for command in block.commands:
-            wrong = self._settled(block, command)
-            if wrong:
-                return f"line {command.line}: $ {command.text}\n{wrong}"
-        return None
-
-    def _settled(self, block: Block, command: Command) -> str | None:
-        """What is wrong with the command once it is as written, or its time is up."""
         deadline = time.monotonic() + block.retry
         while True:
-            wrong = _wrong(block, command, self._shell.run(command.text))
+            wrong = self._once(block)
             if wrong is None or time.monotonic() > deadline:
                 return wrong
             time.sleep(PAUSE)
+
+    def _once(self, block: Block) -> str | None:
+        for command in block.commands:
+            wrong = _wrong(block, command, self._shell.run(command.text))
+            if wrong:
+                return f"line {command.line}: $ {command.text}\n{wrong}"
+        return None
 
 
 def _wrong(block: Block, command: Command, seen: Finished) -> str | None:

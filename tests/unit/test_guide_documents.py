@@ -133,7 +133,7 @@ def test_a_walk_runs_the_blocks_and_tells_what_is_not_as_written(tmp_path: Path)
         "```console\n$ count=1\n$ echo $count; cd /\n1\n$ pwd\n/\n```\n\n"
         "```console\n$ echo wrong\nright\n```\n\n"
         "```console\n$ false\n```\n\n<!-- fails -->\n```console\n$ true\n```\n\n"
-        f"<!-- retry for 5 s -->\n```console\n$ echo >> {tmp_path}/tries; wc -l < {tmp_path}/tries\n3\n```\n"
+        f"<!-- retry for 5 s -->\n```console\n$ cd {tmp_path}; echo >> tries\n$ wc -l < tries\n3\n```\n"
     )
     with Shell("none") as shell:
         walk = Walk(shell)
