@@ -62,6 +62,15 @@ def mac_of(container: str, interface: str) -> str:
     return ":".join(f"{byte:02x}" for byte in (0x02, *digest[:5]))
 
 
+def host_mac_of(mac: str) -> str:
+    """The MAC of the host's end, made of that of the pod's end.
+
+    It has to be set: systemd-udevd gives every virtual link whose MAC the kernel chose another one soon after,
+    and pods would go on sending to the one of before.
+    """
+    return f"06{mac[2:]}"
+
+
 def mac_bytes(text: str) -> bytes:
     return bytes.fromhex(text.replace(":", ""))
 
@@ -144,6 +153,7 @@ class Links:
                     "add",
                     ifname=host_interface,
                     kind="veth",
+                    address=host_mac_of(mac),
                     mtu=mtu,
                     peer={"ifname": interface, "net_ns_fd": descriptor, "address": mac, "mtu": mtu},
                 )

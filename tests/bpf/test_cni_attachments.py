@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from agent.links import host_interface_name
+from agent.links import host_interface_name, host_mac_of
 from tests.bpf.namespaces import Namespace
 from tests.sizes import SIZES
 
@@ -186,6 +186,21 @@ def test_the_host_reaches_the_pod_by_its_cable(agent: Agent) -> None:
         with agent.node.socket(1) as client:
             client.connect((address, 80))
             assert client.getsockname()[0] == "172.30.0.2"
+    made.close()
+
+
+def test_the_hosts_end_has_a_mac_that_stays(agent: Agent) -> None:
+    """udev gives a virtual link another MAC, unless whoever made the link set it: here it follows the pod's."""
+    made = Sandboxes(1)
+    _, result = agent.call("ADD", "c1", made.path(0))
+    host = result["interfaces"][0]
+    assert host["mac"] == host_mac_of(result["interfaces"][1]["mac"])
+    with agent.node.netlink() as netlink:
+        (link,) = netlink.get_links(ifname=host["name"])
+        assert link.get_attr("IFLA_ADDRESS") == host["mac"]
+    with made.namespaces[0].netlink() as netlink:
+        known = {n.get_attr("NDA_DST"): n.get_attr("NDA_LLADDR") for n in netlink.get_neighbours(family=2)}
+    assert known[result["ips"][0]["gateway"]] == host["mac"]
     made.close()
 
 
