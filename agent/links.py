@@ -65,7 +65,7 @@ def mac_of(container: str, interface: str) -> str:
 def host_mac_of(mac: str) -> str:
     """The MAC of the host's end, made of that of the pod's end.
 
-    It has to be set: systemd-udevd gives every virtual link whose MAC the kernel chose another one soon after,
+    It has to be set: udev gives every virtual link whose MAC the kernel chose another one soon after,
     and pods would go on sending to the one of before.
     """
     return f"06{mac[2:]}"

@@ -125,6 +125,8 @@ def older(
     for key, entry in entries:
         if key.protocol != _TCP or entry.direction != Direction.EGRESS or key.endpoint not in names:
             continue
+        if not entry.flags & ConntrackFlag.SEEN_REPLY:  # nobody has answered: no connection yet
+            continue
         if entry.flags & (
             _NOT_OPEN | ConntrackFlag.TRANSLATED
         ):  # translated: the socket knows another address

@@ -190,7 +190,7 @@ def test_the_host_reaches_the_pod_by_its_cable(agent: Agent) -> None:
 
 
 def test_the_hosts_end_has_a_mac_that_stays(agent: Agent) -> None:
-    """udev gives a virtual link another MAC, unless whoever made the link set it: here it follows the pod's."""
+    """udev gives a virtual link another MAC, unless its maker set one: here it follows the pod's."""
     made = Sandboxes(1)
     _, result = agent.call("ADD", "c1", made.path(0))
     host = result["interfaces"][0]

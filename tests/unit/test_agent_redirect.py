@@ -213,6 +213,7 @@ def test_connections_that_the_programs_never_saw_are_older_than_them(maps: Maps,
         tracked(40003, ConntrackFlag.LOCAL_FIN),
         tracked(40004, ConntrackFlag.TRANSLATED),
         tracked(40005, direction=Towards.INGRESS),
+        tracked(40006, ConntrackFlag.NONE),  # nobody has answered
     ]
     answer = view.explain(SOURCE, None, 0, {1: "blue/a"})
     found = {one["client"].rpartition(":")[2]: one["reason"] for one in answer["connections"]}
