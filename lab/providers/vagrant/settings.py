@@ -66,8 +66,8 @@ def document(lab: Rendered, disks: Disks, box: Path, driver: Acceleration) -> di
 
 def _node(lab: Rendered, disks: Disks, node: RenderedNode, driver: Acceleration) -> dict[str, Any]:
     plane = node == lab.control_plane
-    # Emulated processors share the host's poorly: one each is the quickest.
-    processors = 1 if driver is Acceleration.EMULATION else min(2, os.cpu_count() or 1)
+    # Emulated processors share the host's poorly: one is the quickest, but for the node that all wait for.
+    processors = min(1 if driver is Acceleration.EMULATION and not plane else 2, os.cpu_count() or 1)
     return {
         "name": node.name,
         "address": node.address,
