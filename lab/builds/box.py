@@ -120,7 +120,8 @@ def _build(building: Building, chosen: tuple[str, ...], kernel: Artifact | None)
     run(enclosed([PRELOAD, root, images.path, images.path.name]), code=ExitCode.ARTIFACT)
     building.facts["packages"] = apt.versions(root)
     building.facts["kernel"] = sorted(path.name for path in (root / "lib/modules").iterdir())
-    (building.folder / "kernel.btf").write_bytes(kernel_types((root / "vmlinuz").resolve()))
+    if not kernel:  # nothing is compiled for a kernel that no node keeps
+        (building.folder / "kernel.btf").write_bytes(kernel_types((root / "vmlinuz").resolve()))
     disk = building.scratch / "disk.raw"
     building.step.say("writing the disk")
     _write_disk(root, disk, building.scratch)
