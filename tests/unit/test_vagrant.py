@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -30,10 +31,10 @@ def box(tmp_path: Path) -> Path:
     return folder
 
 
-def test_emulated_machines_get_one_processor_and_longer_waits(lab: Rendered, box: Path) -> None:
+def test_emulated_machines_get_few_processors_and_longer_waits(lab: Rendered, box: Path) -> None:
     slow = settings.document(lab, Disks(lab), box, Acceleration.EMULATION)
     quick = settings.document(lab, Disks(lab), box, Acceleration.KVM)
-    assert [node["cpus"] for node in slow["nodes"]] == [1, 1]
+    assert [node["cpus"] for node in slow["nodes"]] == [min(2, os.cpu_count() or 1), 1]
     assert slow["boot_timeout"] > quick["boot_timeout"]
     assert (slow["driver"], slow["cpu_mode"]) == ("qemu", "maximum")
     assert (quick["driver"], quick["cpu_mode"]) == ("kvm", "host-passthrough")
