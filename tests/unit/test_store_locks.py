@@ -124,7 +124,7 @@ def test_a_kill_at_any_moment_leaves_the_entry_whole_or_absent(
     else:
         with pytest.raises(LabError):
             store.verify(entry)
-    store.sweep()  # as every build begins: one killed just behind its entry's publication leaves its workplace
+    store.sweep()  # as each build begins: one killed behind its publication leaves its workplace
     made = store.ensure(recipe(journal), Steps())
     store.verify(made)
     assert len(made.manifest.files) == FILES + 1

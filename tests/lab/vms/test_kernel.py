@@ -1,4 +1,4 @@
-"""The role `kernel`: a machine that boots Debian 12's kernel, too old for a node, ends on one that serves."""
+"""The role `kernel`: a machine that boots a kernel too old for a node ends in a cluster, on a newer one."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ import pytest
 
 from lab import builds, keys, ssh
 from lab import render as rendering
-from lab.lifecycle import on_nodes
+from lab.cluster import Cluster
+from lab.lifecycle import CLUSTER_SECONDS, on_nodes
 from lab.providers import provider
 from lab.provision import provision
 from lab.steps import Steps
+from tests.lab.command import LabCommand
 from tests.lab.vms.conftest import needs_machines
 
 LAB_ID = os.environ.get("UNDERPASS_TEST_LAB", "ci") + "-old"
@@ -38,11 +40,11 @@ def test_a_machine_with_an_old_kernel_ends_on_one_that_serves(tmp_path: Path) ->
     needs_machines(lab)
     host, (node,) = provider(lab), lab.nodes
     host.destroy()
-    made = builds.build_all(Steps(), only={"vm-box-old-kernel", "kernels", "images"})
+    made = builds.build_all(Steps(), provider=lab.provider)
+    box = builds.build_all(Steps(), only={"vm-box-old-kernel"})["vm-box-old-kernel"].path
     lab.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     keys.ensure(lab)
-    rendering.write(lab, LAB_FILE, on_nodes({name: made[name] for name in ("images", "kernels")}))
-    box = made["vm-box-old-kernel"].path
+    rendering.write(lab, LAB_FILE, on_nodes(made))
     try:
         host.create(box, box.parent)
         host.start(node)
@@ -56,6 +58,11 @@ def test_a_machine_with_an_old_kernel_ends_on_one_that_serves(tmp_path: Path) ->
         assert _ask(lab, "test -s /sys/kernel/btf/vmlinux && echo types") == "types"
         with steps.step("again", "And again"):
             assert provision(lab, "up.yaml", steps, tags="kernel").what == ()
+        with steps.step("cluster", "Make it a cluster") as step:
+            provision(lab, "up.yaml", steps)
+            Cluster(lab, made["kubernetes"].path / "bin").wait(step, CLUSTER_SECONDS)
+        told = LabCommand(file).json("verify", "kernel", "redirect")
+        assert told["held"], told
     finally:
         host.destroy()
         shutil.rmtree(lab.folder, ignore_errors=True)
