@@ -126,8 +126,8 @@ def test_stopping_and_starting_keeps_what_nodes_wrote(running: Provider) -> None
     for round in range(SIZES.stop_starts):
         before = {}
         for node in running.lab.nodes:
-            on(running, node, "mkdir -p /var/lib/etcd")
-            on(running, node, f"echo {round} > /root/kept; echo {round} > /var/lib/etcd/kept")
+            write = f"mkdir -p /var/lib/etcd; echo {round} > /root/kept; echo {round} > /var/lib/etcd/kept"
+            on(running, node, write)
             before[node.name] = on(running, node, "cat /etc/machine-id /proc/sys/kernel/random/boot_id")
         assert side_by_side(running.stop, running.lab.nodes) == len(running.lab.nodes)
         assert states(running) == {NodeState.STOPPED}
