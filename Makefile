@@ -17,9 +17,11 @@ CHOSEN = $(if $(findstring /,$(T)),"$$T",$(PARTS) $(if $(T),-k "$$T"))
 help: ## List these commands
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-14s %s\n", $$1, $$2 }'
 
-# VMS=1 asks for what virtual machines need on the host, too, and for the suite's lab of them.
+# VMS=1 asks for what virtual machines need on the host, too, and for all tests on them. The whole suite asks for
+# its core of these by itself, where the host can have them; VMS=0 leaves them out.
 VMS ?=
 export UNDERPASS_VMS = $(VMS)
+test: export UNDERPASS_VMS = $(or $(VMS),$(if $(T),,core))
 
 .PHONY: setup
 setup: ## Install what the host lacks, make .venv with the lab command
@@ -37,8 +39,8 @@ down: setup ## Remove the default lab; artifacts stay in the cache
 
 .PHONY: test
 test: setup ## Run the whole suite at CI size, or T=EXPRESSION or T=PATH of it
-	@$(if $(T),,.ci/phase artifacts $(LAB) build)
-	@.ci/phase tests $(PYTEST) --durations=10 --durations-min=10 $(CHOSEN)
+	@$(if $(T),,.ci/phase artifacts .ci/artifacts $(LAB))
+	@$(if $(T),.ci/phase tests,.ci/suite) $(PYTEST) --durations=10 --durations-min=10 $(CHOSEN)
 
 .PHONY: soak
 soak: setup ## The same at full size, which takes hours: best with T=EXPRESSION or T=PATH

@@ -67,7 +67,7 @@ NEEDS = (
     Need("nftables", ("nft", "--version"), "makes firewalls for the test suite"),
 )
 
-#: What virtual machines need on top. Installed when they are asked for (`VMS=1`), and for the whole suite.
+#: What virtual machines need on top. Installed where they are asked for (`VMS=1`), and for the whole suite.
 VM_NEEDS = (
     Need("vagrant", ("vagrant", "--version"), "runs virtual machines"),
     Need("vagrant-libvirt", (), "lets Vagrant speak to libvirt"),
@@ -81,7 +81,7 @@ VM_NEEDS = (
     Need("grub-pc-bin", (), "boots the machines"),
     Need("grub-common", ("grub-mkimage", "--version"), "boots the machines"),
 )
-#: The environment variable that asks for them.
+#: The environment variable that asks for them: by anything but nothing and `0`.
 VMS = "UNDERPASS_VMS"
 
 
@@ -112,7 +112,7 @@ def main() -> int:
         check_machine(platform.system(), platform.machine())
         with alone():
             host_packages()
-            if os.environ.get(VMS):
+            if os.environ.get(VMS, "0") not in ("", "0"):
                 machine_packages()
             changed = environment()
     except SetupError as fault:

@@ -40,16 +40,18 @@ def left_by(lab: Rendered, before: dict[str, set[str]]) -> list[str]:
     others = re.compile(
         rf"underpass-(?!{lab.id}\b)|\bup(?!{lab.tag})[0-9a-f]{{8}}"
         rf"|/run/underpass/(?!{lab.tag})[0-9a-f]{{8}}-|/underpass/labs/(?!{lab.id}/)"
+        # libvirt's, which serves labs of virtual machines: its daemons, their cables, its firewall.
+        r"|/run/underpass/libvirt|^links: vnet\d+$"
     )
     return [line for line in lines if not others.search(line)]
 
 
 def carrying_its_name(lab: Rendered, before: dict[str, set[str]]) -> list[str]:
-    """As `left_by`, but of what carries the lab's name, and of forwarding: libvirt's own chains stay."""
+    """As `left_by`, but of what carries the lab's name: libvirt's own chains stay."""
     mine = re.compile(rf"underpass-{re.escape(lab.id)}\b|\bup{lab.tag}|/{re.escape(lab.id)}(/|$)")
     found = difference(before, seen())
     lines = [f"{kind}: {line}" for kind, lines in found.items() if kind != "rules" for line in lines]
-    return [line for line in lines if mine.search(line) or line.startswith("forwarding")]
+    return [line for line in lines if mine.search(line)]
 
 
 def _mounts() -> set[str]:
@@ -88,7 +90,8 @@ def _firewall() -> str:
     for tool in (["nft", "list", "ruleset"], ["iptables-save"]):
         try:
             rules = subprocess.run(tool, capture_output=True, text=True).stdout
-            return re.sub(r"packets \d+ bytes \d+|\[\d+:\d+\]", "", rules)  # what passed is no rule
+            rules = re.sub(r"packets \d+ bytes \d+|\[\d+:\d+\]", "", rules)  # what passed is no rule
+            return "\n".join(line for line in rules.splitlines() if "LIBVIRT" not in line)
         except FileNotFoundError:
             continue
     return ""

@@ -28,18 +28,45 @@ def make(*words: str, env: dict[str, str] | None = None) -> str:
 
 def test_the_whole_suite_is_every_part_in_one_run_after_its_artifacts() -> None:
     lines = make("test").splitlines()
-    assert [line for line in lines if "lab build" in line]
+    assert [line for line in lines if line.endswith(".ci/artifacts .venv/bin/lab")]
     (run,) = [line for line in lines if "pytest" in line]
+    assert run.split()[0] == ".ci/suite"
     parts = [f"tests/{part}" for part in ("unit", "lint", "bpf", "lab") if (ROOT / "tests" / part).is_dir()]
     assert run.split()[-len(parts) :] == parts
     assert "-k" not in run
+
+
+@pytest.mark.parametrize(
+    ("words", "asked"),
+    [
+        (("test",), "core"),
+        (("test", "VMS=0"), "0"),
+        (("test", "VMS=1"), "1"),
+        (("test", "T=a"), ""),
+        (("test", "T=a", "VMS=1"), "1"),
+        (("setup",), ""),
+    ],
+)
+def test_the_whole_suite_asks_for_its_virtual_machines_by_itself(
+    words: tuple[str, ...], asked: str, tmp_path: Path
+) -> None:
+    fake(tmp_path, "python3", "echo asked: $UNDERPASS_VMS; exit 1")
+    done = subprocess.run(
+        ["make", *words],
+        cwd=ROOT,
+        env={"PATH": f"{tmp_path}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.splitlines()[:1] == [f"asked: {asked}".rstrip()]
 
 
 @pytest.mark.parametrize("by", ["argument", "environment"])
 def test_an_expression_chooses_tests_by_name(by: str) -> None:
     said = make("test", "T=a and b") if by == "argument" else make("test", env={"T": "a and b"})
     assert '-k "$T"' in said
-    assert "lab build" not in said
+    assert ".ci/artifacts" not in said
 
 
 def test_a_path_chooses_tests_by_place() -> None:
@@ -100,6 +127,81 @@ def test_ci_runs_make_test_whole_and_passes_its_status_on(
     assert phases["setup"] == "passed"
     assert phases["tests"] == result
     assert phases["all"] == result
+
+
+SUITE = """\
+printf '%s\n' "$(nice): $*" >> "$RECORD"
+case $* in
+    "-v tests/lab/vms") until [ -e "$RECORD.go" ]; do sleep 0.01; done; echo machines; exit "$MACHINES" ;;
+    *) touch "$RECORD.go"; echo others; exit "$OTHERS" ;;
+esac
+"""
+
+
+def suite(
+    checkout: Path, tmp_path: Path, vms: str, others: int = 0, machines: int = 0
+) -> tuple[int, str, set[str]]:
+    """Status, output and what was run by `.ci/suite` with a pytest that is none."""
+    fake(tmp_path / "bin", "pytest", SUITE)
+    record = tmp_path / "record"
+    done = subprocess.run(
+        [checkout / ".ci" / "suite", "pytest", "-v", "tests/unit", "tests/lab"],
+        cwd=checkout,
+        env=with_programs(
+            tmp_path / "bin",
+            RECORD=str(record),
+            UNDERPASS_VMS=vms,
+            OTHERS=str(others),
+            MACHINES=str(machines),
+        ),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    return done.returncode, done.stdout, set(record.read_text().splitlines())
+
+
+@pytest.mark.parametrize(("others", "machines", "status"), [(0, 0, 0), (3, 0, 3), (0, 4, 4), (3, 4, 3)])
+def test_virtual_machines_run_beside_the_rest_of_the_suite_and_give_way_to_it(
+    checkout: Path, tmp_path: Path, others: int, machines: int, status: int
+) -> None:
+    ended, said, ran = suite(checkout, tmp_path, "core", others, machines)
+    assert ended == status
+    mine = os.nice(0)
+    rest = "-v tests/unit tests/lab --ignore=tests/lab/vms"
+    assert ran == {"19: -v tests/lab/vms", f"{mine}: {rest}"}
+    assert [line for line in said.splitlines() if line in ("machines", "others")] == ["others", "machines"]
+
+
+@pytest.mark.parametrize("vms", ["", "0"])
+def test_a_suite_without_virtual_machines_is_the_rest_alone(checkout: Path, tmp_path: Path, vms: str) -> None:
+    ended, said, ran = suite(checkout, tmp_path, vms, others=3)
+    assert ended == 3
+    assert said == "others\n"
+    assert len(ran) == 1
+
+
+def test_an_interrupted_suite_waits_until_its_machines_are_gone(checkout: Path, tmp_path: Path) -> None:
+    script = """\
+case $* in
+    "-v tests/lab/vms") trap 'echo taken down; exit 2' INT; touch "$RECORD"; while :; do sleep 0.01; done ;;
+    *) until [ -e "$RECORD" ]; do sleep 0.01; done; trap '' INT; kill -INT 0; exit 2 ;;
+esac
+"""
+    fake(tmp_path / "bin", "pytest", script)
+    done = subprocess.run(
+        [checkout / ".ci" / "suite", "pytest", "-v", "tests/unit"],
+        cwd=checkout,
+        env=with_programs(tmp_path / "bin", RECORD=str(tmp_path / "record"), UNDERPASS_VMS="core"),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+        start_new_session=True,  # it interrupts its process group, as a terminal does
+    )
+    assert done.returncode == 130
+    assert "taken down" in done.stdout
 
 
 def test_a_phase_passes_arguments_and_status_through(tmp_path: Path) -> None:

@@ -119,18 +119,18 @@ def test_only_what_dpkg_does_not_have_is_installed_without_a_question(
     assert commands == []
 
 
-@pytest.mark.parametrize("asked", [True, False])
+@pytest.mark.parametrize("asked", ["1", "core", "0", ""])
 def test_what_virtual_machines_need_is_installed_where_it_is_asked_for(
-    checkout: Path, commands: list[list[str]], monkeypatch: pytest.MonkeyPatch, asked: bool
+    checkout: Path, commands: list[list[str]], monkeypatch: pytest.MonkeyPatch, asked: str
 ) -> None:
     have = "".join(f"{need.package} installed\n" for need in bootstrap.NEEDS)
     monkeypatch.setattr(shutil, "which", lambda program: f"/usr/bin/{program}")
     monkeypatch.setattr(bootstrap, "installed", lambda packages: have)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
-    monkeypatch.setenv(bootstrap.VMS, "1" if asked else "")
+    monkeypatch.setenv(bootstrap.VMS, asked)
     assert bootstrap.main() == 0
     wanted = [need.package for need in bootstrap.VM_NEEDS]
-    assert [command[-len(wanted) :] for command in commands].count(wanted) == asked
+    assert [command[-len(wanted) :] for command in commands].count(wanted) == (asked in ("1", "core"))
 
 
 def test_a_python_without_ensurepip_gets_its_package(

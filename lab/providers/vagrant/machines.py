@@ -43,10 +43,6 @@ class Machines:
         with self._call("snapshot save") as machines:
             machines.snapshot_save(name)
 
-    def snapshot_restore(self, name: str) -> None:
-        with self._call("snapshot restore") as machines:
-            machines.snapshot_restore(name)
-
     def snapshot_delete(self, name: str) -> None:
         with self._call("snapshot delete") as machines:
             machines.snapshot_delete(name)

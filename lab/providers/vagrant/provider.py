@@ -174,7 +174,8 @@ class Vagrant(Provider):
 
     def snapshot_restore(self, name: str) -> int:
         known_snapshot(name, self.snapshots())
-        self._vagrant.snapshot_restore(name)
+        # By libvirt: Vagrant would bring one machine back after the other, and wait for the ssh of each.
+        side_by_side(lambda node: virsh.revert(node.machine, name), self.lab.nodes)
         paused = [node for node in self.lab.nodes if virsh.state(node.machine) == "paused"]
         for node in paused:
             virsh.virsh("resume", node.machine)

@@ -42,7 +42,7 @@ def command(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabCommand]:
     file = tmp_path_factory.mktemp("vms") / "lab.yaml"
     file.write_text(lab_file(LAB_ID))
     lab = rendering.render_file(file)
-    needs_machines(lab)
+    needs_machines(lab, core=True)
     command = LabCommand(file)
     command("down", "--progress=none")
     before = hoststate.seen()
