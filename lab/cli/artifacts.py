@@ -10,6 +10,7 @@ import typer
 from lab import builds
 from lab.cli.context import Context, become_root
 from lab.errors import ExitCode, die
+from lab.labfile import ProviderName
 from lab.output import Format, emit, table
 from lab.store import bundle
 
@@ -25,7 +26,12 @@ def register(app: typer.Typer) -> None:
 
 def build(
     context: typer.Context,
-    names: Annotated[list[str] | None, typer.Argument(help="Artifacts to build; all if absent.")] = None,
+    names: Annotated[
+        list[str] | None, typer.Argument(help="Artifacts to build; if absent, all that a lab needs.")
+    ] = None,
+    provider: Annotated[
+        ProviderName, typer.Option("--provider", help="What makes the nodes of that lab.")
+    ] = "nspawn",
     check: Annotated[
         bool, typer.Option("--check", help="Hash every file of what is built against its manifest.")
     ] = False,
@@ -46,7 +52,7 @@ def build(
         )
     steps = options.steps(options.logs_of("store", "build"))
     with steps.step("artifacts", "Build or reuse the artifacts") as building:
-        built = builds.build_all(steps, only=set(names) if names else None)
+        built = builds.build_all(steps, only=set(names) if names else None, provider=provider)
     if check:
         with steps.step("check", "Hash every file"):
             builds.verify(built)

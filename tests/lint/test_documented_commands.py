@@ -122,7 +122,7 @@ LIST = (
         "printf *provider: vagrant* > machines.yaml", "machines are made where they are asked for", MACHINES
     ),
     Elsewhere("lab up -f machines.yaml", "machines are made where they are asked for", MACHINES),
-    Elsewhere("lab build && lab build vm-box*", "machines are made where they are asked for", VAGRANT),
+    Elsewhere("lab build --provider vagrant", "machines are made where they are asked for", VAGRANT),
     Elsewhere("lab render -f machines.yaml", "machines are made where they are asked for", VAGRANT),
     Elsewhere("vagrant up", "machines are made where they are asked for", VAGRANT),
     Elsewhere("vagrant ssh node-1", "machines are made where they are asked for", VAGRANT),

@@ -20,7 +20,7 @@ def for_vagrant(lab: Rendered, artifacts: Mapping[str, Artifact], checkout: Path
     if box is None:
         die(
             "the box for virtual machines is not in the artifact store",
-            hint="lab build, then lab build vm-box",
+            hint="`lab build --provider vagrant` builds what is missing",
             code=ExitCode.ARTIFACT,
         )
     host, disks = Vagrant(lab), Disks(lab)

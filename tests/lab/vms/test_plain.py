@@ -46,8 +46,7 @@ def test_vagrant_up_ends_in_the_same_cluster(tmp_path: Path) -> None:
     command("down", "--progress=none")
     home = tmp_path / "home"
     try:
-        command.check("build", "--progress=none")
-        command.check("build", "vm-box", "node-programs", "--progress=none")
+        command.check("build", "--provider", "vagrant", "--progress=none")
         command.check("render")
         vagrant(home, "up")
         seen = command.json("status")
