@@ -21,6 +21,7 @@ OF_THE_SUITE = {
     "T",
     "UNDERPASS_PHASES",
     "UNDERPASS_SIZE",
+    "UNDERPASS_VMS",
 }
 
 LIMIT = 1800  # seconds: no call of the suite may hang
