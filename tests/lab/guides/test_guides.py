@@ -11,6 +11,7 @@ from lab.guide.course import Guide, Step
 from lab.guide.document import Section
 from lab.guide.shell import Shell
 from lab.guide.walk import Walk
+from lab.providers import provider
 from lab.render import Rendered
 
 STEPS = [
@@ -25,7 +26,7 @@ class Learner:
 
     def __init__(self, lab: Rendered, shell: Shell) -> None:
         self._lab = lab
-        self._walk = Walk(shell)
+        self._walk = Walk(shell, provider(lab).slowness)
         self._guides: dict[str, Guide] = {}
         self._reached: dict[str, int] = {}
         self._stuck: set[str] = set()
