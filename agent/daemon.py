@@ -29,6 +29,7 @@ from agent.pins import Pins
 from agent.planes.kubernetes.client import Api
 from agent.planes.kubernetes.plane import KubernetesPlane
 from agent.publish.publisher import Publisher
+from agent.redirect.leaver import Leaver
 from agent.redirect.view import RedirectView
 from agent.revoke import Revoker
 from agent.services.health import HealthPorts
@@ -87,6 +88,7 @@ class Agent:
         )
         self._cni = CniServer(settings.run / "cni.sock", self._operations, log, self._metrics.observe_cni)
         self._redirect = RedirectView(self._pins.maps, self._pins.plain_ports, log)
+        self._leaver = Leaver(self._pins.maps, self._netns, log)
         self._reader = FlowReader(
             self._pins.maps.events_fd, self._flows, self._endpoint_name, self._rule_name
         )
@@ -124,6 +126,7 @@ class Agent:
             ("identity-gc", collector.run),
             ("revoke", self._revoker.run),
             ("redirect", self._redirect.run),
+            ("leaver", self._leaver.run),
             ("flows", self._reader.run),
             ("conflist", self._install),
         ):
@@ -201,6 +204,10 @@ class Agent:
     def _endpoint_name(self, number: int) -> str:
         endpoint = self.engine.local.get(number)
         return str(endpoint.pod) if endpoint else f"endpoint-{number}"
+
+    def _netns(self, number: int) -> str | None:
+        endpoint = self.engine.local.get(number)
+        return endpoint.attachment.netns if endpoint else None
 
     def _rule_name(self, number: int) -> str:
         return self.engine.policies.rule_names().get(number, f"rule-{number}")

@@ -139,13 +139,14 @@ class Side(enum.IntEnum):
 
 class Stage(enum.IntEnum):
     """How far a socket has come. OFFERED: its SYN carries a nonce. ENROLLED: it may redirect. PLAIN: TCP for
-    ever, `reason` says why.
+    ever, `reason` says why. LEFT: it was enrolled, and is plain TCP again.
     """
 
     IDLE = 0
     OFFERED = 1
     ENROLLED = 2
     PLAIN = 3
+    LEFT = 4
 
 
 class SocketFlag(enum.IntFlag):
@@ -158,11 +159,36 @@ class SocketFlag(enum.IntFlag):
 
 
 class Meeting(enum.IntEnum):
-    """Who came first: the client's first byte, or the enrolment of the server's socket."""
+    """Who came first: the client's first byte, or the enrolment of the server's socket. PARTED: they had
+    met, and all goes by TCP since one of them is to leave, or has left.
+    """
 
     OPEN = 0
     SENT_FIRST = 1
     MET = 2
+    PARTED = 3
+
+
+PARTED_REASON_SHIFT = 8  # in the byte above a stream's meeting: the reason why the two have parted
+
+
+class DepartureStep(enum.IntEnum):
+    """How far a socket's departure is. ASKED: it is to leave. PARTED: both directions go by TCP. LEFT: it is
+    plain TCP. RETURN: it is to be redirected again.
+    """
+
+    ASKED = 1
+    PARTED = 2
+    LEFT = 3
+    RETURN = 4
+
+
+class Obstacle(enum.IntEnum):
+    """What kept a socket from the next step: somebody is in a call on it; bytes towards it are unread."""
+
+    NONE = 0
+    IN_USE = 1
+    UNREAD = 2
 
 
 class TranslationKind(enum.IntEnum):

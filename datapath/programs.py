@@ -24,6 +24,7 @@ class Target(enum.Enum):
     READER = "reader"  # reached through the map `readers`
     TRACE = "trace"
     ITERATOR = "iterator"
+    LEAVING = "leaving"
 
 
 _TYPES = {
@@ -94,6 +95,7 @@ PROGRAMS = (
     Program("receive_stub", Target.TRACE, AttachType.TRACE_RAW_TP, hook="sock_recv_length"),
     Program("receive_count", Target.READER, AttachType.TRACE_RAW_TP, hook="sock_recv_length"),
     Program("list_states", Target.ITERATOR, AttachType.TRACE_ITER, hook="bpf_sk_storage_map"),
+    Program("leave", Target.LEAVING, AttachType.TRACE_ITER, hook="tcp"),
 )
 
 

@@ -69,7 +69,9 @@ class SocketState(Record):
     cookie, generation, side: its key. own_cookie: of the socket itself. space: cookie of its network
     namespace. opened: nanoseconds of CLOCK_MONOTONIC. sequence: of TCP's first byte. An endpoint is 0 where
     it is no pod of this node. stage, flags: `datapath.constants`; reason: why plain, 0 when enrolled.
-    A server's socket that was not paired holds the addresses as it sees them itself.
+    same_cpu, other_cpu: samples of messages that this socket has read on their sender's CPU and on another
+    one; both are halved when one is full. A server's socket that was not paired holds the addresses as it
+    sees them itself.
     """
 
     C_NAME = "socket_state"
@@ -90,7 +92,8 @@ class SocketState(Record):
     stage: int = u8()
     reason: int = u8()
     flags: int = u8()
-    _pad: bytes = pad(4)
+    same_cpu: int = u16(0)
+    other_cpu: int = u16(0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,8 +103,9 @@ class Stream(Record):
     messages, redirected: how many, and their bytes, from socket to socket. tcp_messages, tcp_bytes: left to
     TCP. received: bytes that the reader has read; what was sent less this is unread. mark: position in the
     stream behind the last byte left to TCP. latency_*: from send to read, nanoseconds, of samples. reason:
-    why the last message was left to TCP, 0 when it was redirected. meeting: `Meeting`. Revisions: those of
-    both endpoints at the last verdict. refused: reason why the reader wants none of it redirected any more.
+    why the last message was left to TCP, 0 when it was redirected. meeting: `Meeting`, and above it the
+    reason for parting. Revisions: those of both endpoints at the last verdict. refused: reason why the
+    reader wants none of it redirected any more. cpu: where the message of `stamp` was sent, its low byte.
     """
 
     C_NAME = "stream"
@@ -131,6 +135,19 @@ class Stream(Record):
     side: int = u8()
     reason: int = u8()
     refused: int = u8(0)
+    cpu: int = u8(0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Departure(Record):
+    """Value of `departures`: an enrolled socket that is to be plain TCP again. The numbers are of
+    `datapath.constants`; reason: why, one of `datapath.reasons`.
+    """
+
+    C_NAME = "departure"
+    step: int = u8()
+    reason: int = u8()
+    obstacle: int = u8(0)
     _pad: bytes = pad(1)
 
 

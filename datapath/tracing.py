@@ -115,12 +115,15 @@ def attach_trace(program: int) -> int:
     return check(library().bpf_raw_tracepoint_open(None, program), "tracepoint")
 
 
-def attach_iterator(program: int, over: int) -> int:
-    """Make an iterator over a map; returns the link's descriptor. Reading its pin runs the program."""
-    info = (ctypes.c_uint32 * 4)(over)
-    opts = _LinkOpts(
-        sz=ctypes.sizeof(_LinkOpts), iter_info=ctypes.addressof(info), iter_info_len=ctypes.sizeof(info)
-    )
+def attach_iterator(program: int, over: int | None = None) -> int:
+    """Make an iterator, over a map where it is one of a map's; returns the link's descriptor.
+
+    Reading its pin runs the program.
+    """
+    opts = _LinkOpts(sz=ctypes.sizeof(_LinkOpts))
+    if over is not None:
+        info = (ctypes.c_uint32 * 4)(over)
+        opts.iter_info, opts.iter_info_len = ctypes.addressof(info), ctypes.sizeof(info)
     return check(
         library().bpf_link_create(program, 0, int(AttachType.TRACE_ITER), ctypes.byref(opts)), "iterator"
     )

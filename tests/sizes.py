@@ -41,6 +41,7 @@ class Sizes:
     redirect_wakeups: int = 300  # messages that each must wake an edge-triggered reader
     redirect_volume: int = 64 << 20  # bytes as requests and replies, and one way; a multiple of 64 KiB
     program_requests: int = 200  # requests to each real program under redirect
+    redirect_departures: int = 3  # streams whose senders leave redirect while they send
 
 
 CI = Sizes(kills_during_up=2, power_losses=1, store_kills=10, stop_starts=1, labs_side_by_side=1)
@@ -71,6 +72,7 @@ FULL = Sizes(
     redirect_wakeups=20_000,
     redirect_volume=1 << 30,
     program_requests=5000,
+    redirect_departures=300,
 )
 
 NAME = os.environ.get("UNDERPASS_SIZE", "ci")

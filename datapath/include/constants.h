@@ -52,11 +52,20 @@ enum config_flag { CONFIG_REDIRECT = 1 };
 
 enum side { SIDE_CLIENT = 0, SIDE_SERVER = 1 };
 
-enum stage { STAGE_IDLE = 0, STAGE_OFFERED = 1, STAGE_ENROLLED = 2, STAGE_PLAIN = 3 };
+enum stage { STAGE_IDLE = 0, STAGE_OFFERED = 1, STAGE_ENROLLED = 2, STAGE_PLAIN = 3, STAGE_LEFT = 4 };
 
 enum socket_flag { SOCKET_LISTENER = 1, SOCKET_ZEROCOPY = 2, SOCKET_LOWAT = 4 };
 
-enum meeting { MEETING_OPEN = 0, MEETING_SENT_FIRST = 1, MEETING_MET = 2 };
+enum meeting { MEETING_OPEN = 0, MEETING_SENT_FIRST = 1, MEETING_MET = 2, MEETING_PARTED = 3 };
+
+/* In the byte above a stream's meeting: the reason why the two have parted. */
+#define PARTED_REASON_SHIFT 8
+
+/* How far a socket's departure is: see leave.h. */
+enum departure_step { DEPARTURE_ASKED = 1, DEPARTURE_PARTED = 2, DEPARTURE_LEFT = 3, DEPARTURE_RETURN = 4 };
+
+/* What kept it from the next step: somebody is in a call on the socket; bytes towards it are unread. */
+enum departure_obstacle { OBSTACLE_IN_USE = 1, OBSTACLE_UNREAD = 2 };
 
 /* As whom a sidecar runs, the user whose connections Istio's own rules leave alone. */
 #define PROXY_UID 1337

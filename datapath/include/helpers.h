@@ -16,6 +16,7 @@ HELPER(long, map_update, BPF_FUNC_map_update_elem, void *map, const void *key, c
 HELPER(long, map_delete, BPF_FUNC_map_delete_elem, void *map, const void *key);
 HELPER(__u64, clock_ns, BPF_FUNC_ktime_get_ns, void);
 HELPER(__u64, clock_coarse_ns, BPF_FUNC_ktime_get_coarse_ns, void);
+HELPER(__u32, processor, BPF_FUNC_get_smp_processor_id, void);
 HELPER(__u32, random_u32, BPF_FUNC_get_prandom_u32, void);
 HELPER(long, tail_call, BPF_FUNC_tail_call, void *ctx, void *programs, __u32 index);
 
@@ -59,6 +60,7 @@ HELPER(long, header_load, BPF_FUNC_load_hdr_opt, struct bpf_sock_ops *ctx, void 
 HELPER(long, header_store, BPF_FUNC_store_hdr_opt, struct bpf_sock_ops *ctx, const void *option, __u32 size,
        __u64 flags);
 HELPER(long, header_reserve, BPF_FUNC_reserve_hdr_opt, struct bpf_sock_ops *ctx, __u32 size, __u64 flags);
+HELPER(long, kernel_read, BPF_FUNC_probe_read_kernel, void *to, __u32 size, const void *from);
 HELPER(long, list_write, BPF_FUNC_seq_write, void *list, const void *data, __u32 size);
 
 HELPER(__u64, socket_cookie, BPF_FUNC_get_socket_cookie, void *ctx);

@@ -34,6 +34,7 @@
  *   states         | socket -> connection, stage, reason  | pairing          | redirect    | with its socket
  *   streams        | one direction of a pair -> counters  | pairing, senders | all, agent  | when its sender closes
  *   offers         | nonce in a SYN -> who sent it        | pairing          | pairing     | taken, or its client closes
+ *   departures     | sender that is to leave -> how far   | agent, leave     | leave, agent | the agent's, when it has left
  *   plain_ports    | port that is never accelerated       | loader           | pairing     | with the configuration
  *   senders        | slot -> sk_msg program               | loader           | its stub    | replaced in place
  *   readers        | slot -> program that counts reads    | loader           | its stub    | replaced in place
@@ -72,6 +73,7 @@
 	MAP_OF(states, SK_STORAGE, array_index, socket_state, 0, STORAGE_FLAGS, 1) \
 	MAP_OF(streams, HASH, socket_key, stream, 131072, BPF_F_NO_PREALLOC, 1) \
 	MAP_OF(offers, HASH, nonce, offer, 16384, 0, 1) \
+	MAP_OF(departures, HASH, socket_key, departure, 4096, BPF_F_NO_PREALLOC, 1) \
 	MAP_OF(plain_ports, HASH, port_key, port_rule, 256, BPF_F_NO_PREALLOC, 1)
 
 /* Maps with no key or value struct of their own. RULES is the inner map of `policies`: its `entries` is what the

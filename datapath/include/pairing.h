@@ -477,7 +477,7 @@ static __always_inline void pairing_close(struct bpf_sock_ops *ctx)
 		map_delete(MAP(offers), &state->nonce);
 		state->nonce = 0;
 	}
-	if (state->stage != STAGE_ENROLLED)
+	if (!socket_is_paired(state))
 		return;
 	state->stage = STAGE_IDLE;
 	socket_key_of(&key, state, state->side);
@@ -485,7 +485,7 @@ static __always_inline void pairing_close(struct bpf_sock_ops *ctx)
 	key.side = !state->side;
 	other = map_lookup(MAP(streams), &key);
 	/* Whoever closes first reports, once for a connection: totals of both directions are there. */
-	if (mine && other && config && mine->meeting == MEETING_MET) {
+	if (mine && other && config && meeting_kind(mine->meeting) >= MEETING_MET) {
 		count(REASON_ACCELERATED_CLOSED, PLACE_SOCKET, 0);
 		redirect_report(config, state, REASON_ACCELERATED_CLOSED, mine, other);
 	}

@@ -18,19 +18,30 @@
 #include <uapi/linux/in.h>
 #define PROGRAM(section_name)
 #define MAP(name) ((void *)bpf_pseudo_fd(1, MAP_FD_##name))
-/* The loader reads the field's place from the running kernel's BTF: headers may be another kernel's. */
-#define TCP_WRITE_SEQUENCE(tcp) (*(__u32 *)((char *)(tcp) + OFFSET_tcp_sock_write_seq))
+/* The loader reads a field's place from the running kernel's BTF: headers may be another kernel's. */
+#define KERNEL_FIELD(object, name, field, kind) ((kind *)((char *)(object) + OFFSET_##name##_##field))
 #else
 #include <linux/bpf.h>
 #include <linux/if_ether.h>
 #include <linux/in.h>
 #define PROGRAM(section_name) __attribute__((section(section_name), used))
 #define MAP(name) ((void *)&map_##name)
+struct sock {
+	void *sk_user_data;
+	int sk_write_pending;
+} __attribute__((preserve_access_index));
 struct tcp_sock {
 	__u32 write_seq;
+	__u32 copied_seq;
+	__u32 rcv_nxt;
+	__u64 bytes_received;
 } __attribute__((preserve_access_index));
-#define TCP_WRITE_SEQUENCE(tcp) (((struct tcp_sock *)(tcp))->write_seq)
+struct sk_psock {
+	__u32 refcnt;
+} __attribute__((preserve_access_index));
+#define KERNEL_FIELD(object, name, field, kind) ((kind *)&((struct name *)(object))->field)
 #endif
+#define TCP_WRITE_SEQUENCE(tcp) (*KERNEL_FIELD(tcp, tcp_sock, write_seq, __u32))
 
 /* Values that <errno.h> has; it is no UAPI header under BCC. */
 #define UNDERPASS_ECONNREFUSED 111

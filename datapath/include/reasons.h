@@ -44,6 +44,8 @@
 	REASON(POLICY_MOVED, 28, "policy-moved", "by TCP: policy no longer allows it, which ends it there") \
 	REASON(READER_BEHIND, 29, "reader-behind", "by TCP, which waits: more unread bytes than the budget") \
 	REASON(PEER_GONE, 30, "peer-gone", "by TCP: the other end has closed its socket") \
+	REASON(SMALL_MESSAGES, 31, "small-messages", "plain TCP again: a stream of messages so small that TCP is quicker") \
+	REASON(SLOW_READER, 32, "slow-reader", "plain TCP again: a stream whose reader stays behind") \
 	REASON(MALFORMED, 64, "malformed", "headers are cut short or contradict themselves") \
 	REASON(PROTOCOL_UNSUPPORTED, 65, "protocol-unsupported", "neither plain IPv4 nor ARP") \
 	REASON(ARP_REFUSED, 66, "arp-refused", "an ARP message other than a pod's question for its gateway") \

@@ -118,6 +118,17 @@ static __always_inline void stream_follow_tcp(struct stream *stream, __u32 seque
 	stream->mark = stream->redirected + stream->tcp_bytes;
 }
 
+static __always_inline __u64 meeting_kind(__u64 meeting)
+{
+	return meeting & ((1 << PARTED_REASON_SHIFT) - 1);
+}
+
+/* Is this the socket of a pair: enrolled, or one that was and has left? */
+static __always_inline int socket_is_paired(const struct socket_state *state)
+{
+	return state->stage == STAGE_ENROLLED || state->stage == STAGE_LEFT;
+}
+
 /* 0 when the next `size` bytes may be redirected, else the reason why not. */
 static __always_inline int stream_refuses(const struct config *config, struct stream *stream, __u32 size)
 {
@@ -127,10 +138,13 @@ static __always_inline int stream_refuses(const struct config *config, struct st
 
 	if (!(config->flags & CONFIG_REDIRECT))
 		return REASON_REDIRECT_OFF;
-	if (unlikely(meeting != MEETING_MET) &&
-	    (meeting == MEETING_SENT_FIRST ||
-	     __sync_val_compare_and_swap(&stream->meeting, MEETING_OPEN, MEETING_SENT_FIRST) != MEETING_MET))
-		return REASON_SENT_FIRST;
+	if (unlikely(meeting != MEETING_MET)) {
+		if (meeting_kind(meeting) == MEETING_PARTED)
+			return meeting >> PARTED_REASON_SHIFT;
+		if (meeting == MEETING_SENT_FIRST ||
+		    __sync_val_compare_and_swap(&stream->meeting, MEETING_OPEN, MEETING_SENT_FIRST) != MEETING_MET)
+			return REASON_SENT_FIRST;
+	}
 	if (stream->refused)
 		return stream->refused;
 	if (received < stream->mark || sent - received + size > (__u64)config->redirect_budget * BUDGET_UNIT)

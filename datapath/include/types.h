@@ -4,7 +4,8 @@
  * same fields in the same order (there is the meaning of each), and tests/bpf compares it with the BTF of the
  * compiled programs. Padding is written out, so that a key never holds bytes that nobody set.
  *
- * A change of any struct here needs a new layout version of its maps in maps.h.
+ * A change of any struct here needs a new layout version of its maps in maps.h. A field in the place of padding does not:
+ * what older programs have left there is zero, and it must mean nothing known.
  */
 #ifndef UNDERPASS_TYPES_H
 #define UNDERPASS_TYPES_H
@@ -319,7 +320,8 @@ struct socket_state {
 	__u8 stage;
 	__u8 reason;
 	__u8 flags;
-	__u8 _pad[4];
+	__u16 same_cpu;
+	__u16 other_cpu;
 };
 
 struct stream {
@@ -349,6 +351,13 @@ struct stream {
 	__u8 side;
 	__u8 reason;
 	__u8 refused;
+	__u8 cpu;
+};
+
+struct departure {
+	__u8 step;
+	__u8 reason;
+	__u8 obstacle;
 	__u8 _pad[1];
 };
 

@@ -24,7 +24,15 @@ HEADERS = Path("/usr/src")
 MODULES = Path("/lib/modules")
 LIBRARIES = Path("/usr/lib/x86_64-linux-gnu")
 # Fields of kernel structs that the programs read: their place is the running kernel's.
-_FIELDS = (("tcp_sock", "write_seq"),)
+_FIELDS = (
+    ("tcp_sock", "write_seq"),
+    ("tcp_sock", "copied_seq"),
+    ("tcp_sock", "rcv_nxt"),
+    ("tcp_sock", "bytes_received"),
+    ("sock", "sk_user_data"),
+    ("sock", "sk_write_pending"),
+    ("sk_psock", "refcnt"),
+)
 # The kernel wants to know at their load what they will be attached to.
 _TYPES_WITH_HOOK = (ProgramType.CGROUP_SOCK_ADDR, ProgramType.CGROUP_SOCKOPT, ProgramType.TRACING)
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from datapath import attach, libbpf, tracing
 from datapath.constants import REDIRECT_SLOT
+from datapath.maps.departures import LEAVE_LINK
 from datapath.maps.redirect import Redirect
 from datapath.programs import Target, pin_of, programs_for
 
@@ -56,11 +57,15 @@ def attach_all(pins: Path, maps: Mapping[str, int], *, fresh: bool) -> None:
                 link = tracing.attach_trace(fd)
                 tracing.pin_over(link, trace)
                 os.close(link)
-    for program in programs_for(Target.ITERATOR):
-        with _opened(pin_of(pins, program.name)) as fd:
-            link = tracing.attach_iterator(fd, maps["states"])
-            tracing.pin_over(link, states)
-            os.close(link)
+    for target, over, pin in (
+        (Target.ITERATOR, maps["states"], states),
+        (Target.LEAVING, None, pins / "links" / LEAVE_LINK),
+    ):
+        for program in programs_for(target):
+            with _opened(pin_of(pins, program.name)) as fd:
+                link = tracing.attach_iterator(fd, over)
+                tracing.pin_over(link, pin)
+                os.close(link)
 
 
 def detach_all(pins: Path) -> list[dict[str, Any]]:
@@ -107,5 +112,5 @@ def status(pins: Path) -> dict[str, Any]:
             for program in programs_for(Target.SOCKETS)
         )
         whole = whole and libbpf.map_lookup(senders, _SLOT, 4) is not None
-    whole = whole and (pins / "links" / TRACE_LINK).exists()
+    whole = whole and all((pins / "links" / name).exists() for name in (TRACE_LINK, LEAVE_LINK))
     return {"attached": whole, "connections": len(accelerated(pins))}

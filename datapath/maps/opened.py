@@ -5,6 +5,7 @@ from pathlib import Path
 
 from datapath import libbpf, tables
 from datapath.maps.conntrack import Conntrack
+from datapath.maps.departures import Departures
 from datapath.maps.metrics import Metrics
 from datapath.maps.policies import Policies
 from datapath.maps.redirect import Redirect
@@ -33,6 +34,7 @@ class Maps:
     metrics: Metrics
     events_fd: int
     redirect: Redirect
+    departures: Departures
 
     def read_config(self) -> tables.Config | None:
         """The node's configuration, None before the loader has written it."""
@@ -69,4 +71,5 @@ def open_maps(pins: Path = DEFAULT_PINS) -> Maps:
         metrics=Metrics(fd("metrics"), fd("event_budget")),
         events_fd=fd("events"),
         redirect=Redirect.open(pins),
+        departures=Departures.open(pins),
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from datapath import libbpf, reasons
 from datapath.codec import Address
-from datapath.constants import Meeting, Side, Stage
+from datapath.constants import PARTED_REASON_SHIFT, Meeting, Side, Stage
 from datapath.maps.typed import TypedMap
 from datapath.redirect_tables import SocketKey, SocketState, Stream
 
@@ -82,7 +82,7 @@ class Redirect:
         streams = self.streams.read()
         paired: dict[object, list[SocketState]] = {}
         for state in self.sockets():
-            if state.stage in (Stage.ENROLLED, Stage.PLAIN):
+            if state.stage in (Stage.ENROLLED, Stage.PLAIN, Stage.LEFT):
                 paired.setdefault(_name(state), []).append(state)
         return [_connection({state.side: state for state in ends}, streams) for ends in paired.values()]
 
@@ -95,7 +95,7 @@ def _name(state: SocketState) -> object:
     """What both ends of a connection have in common. Plain ends know each other by their addresses alone,
     which is exact between pods (loopback is the same in each).
     """
-    if state.stage == Stage.ENROLLED or state.cookie != state.own_cookie:
+    if state.stage in (Stage.ENROLLED, Stage.LEFT) or state.cookie != state.own_cookie:
         return state.cookie, state.generation
     if not (state.client_endpoint and state.server_endpoint) or state.client.is_loopback:
         return state.own_cookie
@@ -109,8 +109,9 @@ def _connection(ends: dict[int, SocketState], streams: dict[SocketKey, Stream]) 
     )
     accelerated = bool(from_client and from_server and from_client.meeting == Meeting.MET)
     refused = _refusal(ends.values())
-    if not accelerated and not refused and from_client:
-        refused = from_client.reason
+    parted = next((stream.meeting for stream in (from_client, from_server) if stream and _parted(stream)), 0)
+    if not accelerated and not refused:
+        refused = parted >> PARTED_REASON_SHIFT or (from_client.reason if from_client else 0)
     return RedirectConnection(
         client=state.client,
         client_port=state.client_port,
@@ -127,6 +128,10 @@ def _connection(ends: dict[int, SocketState], streams: dict[SocketKey, Stream]) 
     )
 
 
+def _parted(stream: Stream) -> bool:
+    return stream.meeting & ((1 << PARTED_REASON_SHIFT) - 1) == Meeting.PARTED
+
+
 def _refusal(ends: Iterable[SocketState]) -> int:
     """The end that refused knows why; the other one alone that nothing came of it (`no-nonce`)."""
     vague = reasons.by_label()["NO_NONCE"].number
@@ -137,11 +142,13 @@ def _refusal(ends: Iterable[SocketState]) -> int:
 def _direction(stream: Stream | None) -> Direction:
     if stream is None:
         return Direction()
+    # A sender that has left is not counted any more; what its reader has read beyond came by TCP.
+    tcp_bytes = max(stream.tcp_bytes, stream.received - stream.redirected)
     return Direction(
         messages=stream.messages,
         bytes=stream.redirected,
         tcp_messages=stream.tcp_messages,
-        tcp_bytes=stream.tcp_bytes,
+        tcp_bytes=tcp_bytes,
         unread=max(0, stream.redirected + stream.tcp_bytes - stream.received),
         latency_samples=stream.latency_samples,
         latency_total=stream.latency_total,

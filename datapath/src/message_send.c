@@ -51,6 +51,7 @@ int message_send(struct sk_msg_md *msg)
 	stream->redirected += size;
 	if (!(stream->messages++ % LATENCY_SAMPLE) && !stream->stamp) {
 		stream->stamp_position = stream->redirected + stream->tcp_bytes;
+		stream->cpu = processor();
 		stream->stamp = clock_ns();
 	}
 	now = clock_coarse_ns();

@@ -43,7 +43,7 @@ int sock_setoption(struct bpf_sockopt *ctx)
 		return 1;
 	if (ctx->level == LEVEL_TCP && ctx->optname == OPTION_ULP) {
 		state = storage_get(MAP(states), sk, 0, 0);
-		if (!state || state->stage != STAGE_ENROLLED)
+		if (!state || !socket_is_paired(state))
 			return 1;
 		set_return_value(-UNDERPASS_EOPNOTSUPP);
 		return 0;

@@ -291,7 +291,7 @@ def test_hazard_12_taking_it_away_loses_no_unread_byte(apart: Fabric) -> None:
 
 
 def test_hazard_12_a_socket_taken_out_of_the_map_breaks_a_blocked_read(client: Pod, server: Pod) -> None:
-    """Why who is enrolled stays so, also when its reader stays behind. The byte is late, not lost."""
+    """Why a sender does not leave while somebody waits to read from it. The byte is late, not lost."""
     node = client.node
     with pair(client, server) as connection:
         connection.echo()

@@ -100,6 +100,8 @@ C_ENUMS: dict[str, type[enum.IntEnum | enum.IntFlag]] = {
     "stage": constants.Stage,
     "socket_flag": constants.SocketFlag,
     "meeting": constants.Meeting,
+    "departure_step": constants.DepartureStep,
+    "departure_obstacle": constants.Obstacle,
 }
 
 
@@ -128,6 +130,7 @@ def test_single_numbers_are_those_of_c() -> None:
         "LOCAL_IDENTITY",
         "METRIC_PLACES",
         "METRIC_REASONS",
+        "PARTED_REASON_SHIFT",
     ):
         found = re.search(rf"#define {label} (\w+)", text)
         assert found and int(found.group(1), 0) == getattr(constants, label)

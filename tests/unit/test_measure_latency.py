@@ -193,7 +193,7 @@ def test_a_stream_that_is_not_what_its_path_claims_ends_the_run(way: str, by_soc
     client, node = Mock(ask=Mock(return_value="{}")), Mock(ask=Mock(return_value=answer))
     chosen = next(one for one in paths.WAYS if one.name == way)
     with pytest.raises(LabError, match="redirected"):
-        list(streams.round_(client, node, [(chosen, "10.0.0.1", "a b")], FREE, 0, (4096,), 1))
+        list(streams.round_(client, node, [(chosen, "10.0.0.1", "a b")], FREE, 0, (4096,), 1, 0))
 
 
 def test_the_quick_and_the_tiny_graph_have_no_streams_unless_they_are_asked_for() -> None:

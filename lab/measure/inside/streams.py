@@ -1,8 +1,10 @@
 """Runs in pods: one-way streams, and what they cost their sender.
 
 serve PORT PACED RATE    reads what comes: at PORT as fast as it can, at PACED so many bytes a second
-send FD SIZE SECONDS     sends messages by a connection that the shell has opened, and leaves it open, so that
-                         others can look at it; prints bytes, seconds until all was read, and CPU seconds
+send FD SIZE SETTLE SECONDS
+                         sends messages by a connection that the shell has opened, and leaves it open, so that
+                         others can look at it; prints bytes, seconds until all was read, and CPU seconds, of
+                         what was sent after the first SETTLE seconds
 """
 
 import json
@@ -39,20 +41,29 @@ def serve(port: int, rate: int) -> None:
             end.close()
 
 
-def send(end: socket.socket, size: int, seconds: float) -> None:
+def stream(end: socket.socket, size: int, seconds: float) -> int:
+    """Send messages for so long; returns their bytes."""
     message, clock = b"x" * size, time.perf_counter
-    sent, used, began = 0, time.process_time(), clock()
-    while clock() < began + seconds:
+    sent, over = 0, clock() + seconds
+    while clock() < over:
         end.sendall(message)
         sent += size
+    return sent
+
+
+def send(end: socket.socket, size: int, settle: float, seconds: float) -> None:
+    clock = time.perf_counter
+    before = stream(end, size, settle)
+    used, began = time.process_time(), clock()
+    sent = stream(end, size, seconds)
     end.shutdown(socket.SHUT_WR)
     select.select(
         [end], [], []
     )  # a recv() that waits may say EAGAIN when the end of the stream is acknowledged
     told = end.recv(8)
     took, used = clock() - began, time.process_time() - used
-    if int.from_bytes(told, "big") != sent:
-        sys.exit(f"{sent} bytes were sent, and the reader says {told.hex() or 'nothing'}")
+    if int.from_bytes(told, "big") != before + sent:
+        sys.exit(f"{before + sent} bytes were sent, and the reader says {told.hex() or 'nothing'}")
     print(json.dumps({"bytes": sent, "seconds": took, "cpu": used}))
 
 
@@ -61,7 +72,7 @@ def main(words: list[str]) -> None:
         threading.Thread(target=serve, args=(int(words[2]), int(words[3])), daemon=True).start()
         serve(int(words[1]), 0)
     else:
-        send(socket.socket(fileno=int(words[1])), int(words[2]), float(words[3]))
+        send(socket.socket(fileno=int(words[1])), int(words[2]), float(words[3]), float(words[4]))
 
 
 main(sys.argv[1:])

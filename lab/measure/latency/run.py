@@ -35,7 +35,8 @@ _WRK_SCRIPT = "/tmp/tail.lua"  # noqa: S108
 
 @dataclass(frozen=True)
 class Size:
-    """How much is measured; 0 rounds leave a part out. `seconds` are those of one measurement.
+    """How much is measured; 0 rounds leave a part out. `seconds` are those of one measurement. A stream runs
+    for `stream_settle` before: so long it takes until its sender may have left redirect.
 
     `parts`: those that are measured if nobody asks for others.
     """
@@ -48,14 +49,15 @@ class Size:
     connections: tuple[int, ...]
     modes: tuple[str, ...] = MODES
     stream_rounds: int = 1
-    stream_sizes: tuple[int, ...] = (4096, 16384, 65536)
+    stream_sizes: tuple[int, ...] = (64, 4096, 16384, 65536)
+    stream_settle: int = 7
     parts: tuple[str, ...] = ("graph",)
 
 
 #: Part -> the field that holds its rounds.
 PARTS = {"graph": "rounds", "sizes": "sweep_rounds", "streams": "stream_rounds"}
 
-TINY = Size(1, 1, 1, 0, (), (), stream_sizes=(4096,))
+TINY = Size(1, 1, 1, 0, (), (), stream_sizes=(4096,), stream_settle=0)
 QUICK = Size(3, 1, 1, 0, (), (), (FREE,), stream_rounds=3)
 USUAL = Size(9, 1, 5, 1, (64, 4096, 65507), (10, 100, 1000), stream_rounds=3, parts=tuple(PARTS))
 FULL = Size(
@@ -332,7 +334,9 @@ def _streams(pods: Workload, bench: _Bench, mode: str, number: int, size: Size) 
         for way in bench.ways
         if way.name in streams.PATHS
     ]
-    return streams.round_(bench.client, bench.node, ways, mode, number, size.stream_sizes, size.seconds)
+    return streams.round_(
+        bench.client, bench.node, ways, mode, number, size.stream_sizes, size.seconds, size.stream_settle
+    )
 
 
 def _pairs(bench: _Bench, mode: str, number: int, seconds: int) -> Iterator[Row]:

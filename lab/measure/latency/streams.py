@@ -42,8 +42,10 @@ def round_(
     number: int,
     sizes: Sequence[int],
     seconds: int,
+    settle: int,
 ) -> Iterator[Row]:
-    """Each size by each way, forwards in even rounds and backwards in odd ones.
+    """Each size by each way, forwards in even rounds and backwards in odd ones. Of each stream `seconds` are
+    measured, after `settle` seconds in which the node sees what kind of stream it is.
 
     `ways`: each with its server's address, and with the pods as `underpass explain` calls them.
     """
@@ -51,14 +53,17 @@ def round_(
         for size in sizes:
             for way, address, ends in ways if number % 2 == 0 else reversed(ways):
                 blank = Row(kind, mode, way.name, number, size)
-                yield _stream(client, node, way, address, ends, blank, seconds)
+                yield _stream(client, node, way, address, ends, blank, seconds, settle)
 
 
-def _stream(client: Shell, node: Shell, way: Way, address: str, ends: str, blank: Row, seconds: int) -> Row:
+def _stream(
+    client: Shell, node: Shell, way: Way, address: str, ends: str, blank: Row, seconds: int, settle: int
+) -> Row:
     """One stream. Its connection is closed when the node has been asked how its bytes went."""
     port = PORTS[blank.kind]
     client.ask(f"exec {_FD}<>/dev/tcp/{address}/{port}")
-    text = client.ask(f"python3 {_SCRIPT} send {_FD} {blank.size} {seconds}", timeout=seconds + 30)
+    words = f"{_FD} {blank.size} {settle} {seconds}"
+    text = client.ask(f"python3 {_SCRIPT} send {words}", timeout=settle + seconds + 30)
     answer = node.ask(f"underpass explain {ends} --port {port} -o json 2>&1", fails=True)
     client.ask(f"exec {_FD}>&-")
     share = redirected(answer)

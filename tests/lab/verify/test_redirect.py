@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import subprocess
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -207,6 +209,71 @@ def test_a_restart_of_the_agent_is_not_seen(
         evidence(f"{sent['messages']} messages, {sent['tcp_bytes']} bytes by TCP")
         assert seen["accelerated"]
         assert seen["from_client"]["messages"] == SIZES.redirect_requests + 20
+
+
+#: A server that reads all of one connection and answers with how much that was.
+DRAIN = """
+import os, socket, sys
+os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+listener = socket.create_server(('', int(sys.argv[1])))
+print('ready', flush=True)
+end, _ = listener.accept()
+total = 0
+while got := len(end.recv(65536)): total += got
+end.sendall(str(total).encode())
+"""
+#: Sends messages of 64 bytes until its input ends; prints what it has sent, and what the server says of it.
+STREAM = """
+import os, select, socket, sys
+os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+end, sent = socket.create_connection((sys.argv[1], int(sys.argv[2]))), 0
+print(end.getsockname()[1], flush=True)
+while sent % 6400 or not select.select([0], [], [], 0)[0]: sent += end.send(b'x' * 64)
+end.shutdown(socket.SHUT_WR)
+select.select([end], [], [])
+print(sent, end.recv(100).decode(), flush=True)
+"""
+DRAIN_PORT = 9500
+
+
+def test_a_stream_of_small_messages_gets_tcp_back(
+    close: Pods, command: LabCommand, evidence: Evidence
+) -> None:
+    """A one-way stream of small messages, which TCP carries quicker, leaves redirect and loses no byte"""
+    if close.cluster.slowness > 1:
+        pytest.skip("an emulated processor sends too few messages a second")
+    with contextlib.ExitStack() as ending:
+
+        def start(pod: str, code: str, *words: str) -> subprocess.Popen[str]:
+            argv = ["exec", "-i", "-n", close.namespace, pod, "--", "python3", "-c", code, *words]
+            made = subprocess.Popen(
+                close.cluster.argv(argv), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            )
+            ending.callback(made.wait, 30)
+            ending.callback(made.kill)
+            return made
+
+        def line(process: subprocess.Popen[str]) -> str:
+            assert process.stdout
+            return process.stdout.readline().strip()
+
+        assert line(start(SERVER, DRAIN, str(DRAIN_PORT))) == "ready"
+        sender = start(CLIENT, STREAM, close.address(SERVER), str(DRAIN_PORT))
+        port = line(sender)
+
+        def left() -> dict[str, Any] | None:
+            found = command.json("explain", f"{close.namespace}/{CLIENT}", f"{close.namespace}/{SERVER}")
+            mine = [one for one in found["connections"] if one["client"].endswith(f":{port}")]
+            return next((one for one in mine if one["reason"]), None)
+
+        seen = until(left, "its sender leaves redirect", 30)
+        assert (seen["accelerated"], seen["reason"]) == (False, "small-messages")
+        assert sender.stdin
+        sender.stdin.close()
+        sent, received = line(sender).split()
+    evidence(f"{seen['why']}; {sent} bytes sent, {received} received")
+    assert sent == received
+    assert int(sent) > seen["from_client"]["bytes"] > 0
 
 
 def test_metrics_tell_accelerated_connections_apart(close: Pods, lab: Rendered, evidence: Evidence) -> None:
