@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from packaging.markers import Marker
+
 from lab.builds import wheels
 from lab.builds.inputs import tree_digest
 from lab.lock import lock
@@ -39,6 +41,23 @@ def recipe() -> Recipe:
     )
 
 
+def for_python(text: str, python: str) -> str:
+    """The part of a lock that counts for another CPython (`3.13`), without conditions.
+
+    pip compares conditions with the Python that it runs on, whichever one it fetches wheels for.
+    """
+    there = {"python_version": python, "python_full_version": f"{python}.0"}
+    kept, counts = [], True
+    for line in text.splitlines():
+        if not line.startswith(" "):
+            name, _, condition = line.removesuffix("\\").partition(" ; ")
+            counts = not condition or Marker(condition).evaluate(there)
+            line = f"{name.strip()} \\"  # noqa: PLW2901 - the rest of the entry are its hashes
+        if counts:
+            kept.append(line)
+    return "".join(f"{line}\n" for line in kept)
+
+
 def _build(building: Building) -> None:
     folder = building.folder / "wheels"
     build_backend = building.scratch / "setuptools.txt"
@@ -49,7 +68,9 @@ def _build(building: Building) -> None:
     for python in PYTHONS:
         building.step.say(f"fetching wheels for Python {python}")
         options = ["--no-deps", "--require-hashes", *wheels.target(python, GLIBC)]
-        lists = [f"--requirement={LOCK}", f"--requirement={build_backend}"]
+        chosen = building.scratch / f"controller-{python}.txt"
+        chosen.write_text(for_python(LOCK.read_text(encoding="utf-8"), python), encoding="utf-8")
+        lists = [f"--requirement={chosen}", f"--requirement={build_backend}"]
         wheels.pip(["download", *options, f"--dest={folder}", *lists], building.scratch)
     building.tools["pip"] = wheels.version()
     building.facts["pythons"] = list(PYTHONS)

@@ -185,6 +185,26 @@ def test_every_program_that_is_built_is_a_tool_of_its_module(part: str) -> None:
             assert re.search(rf"^(?:tool |\t){re.escape(package)}$", text, re.MULTILINE), package
 
 
+def test_a_bundle_has_for_each_python_what_its_lock_chooses_for_that_one() -> None:
+    """pip would choose by the Python that it runs on: others could then not be set up from a bundle."""
+    text = (
+        "all==1 \\\n    --hash=sha256:a \\\n    --hash=sha256:b\n"
+        "older==1 ; python_full_version < '3.12' \\\n    --hash=sha256:c\n"
+        "newer==2 ; python_full_version >= '3.12' \\\n    --hash=sha256:d\n"
+        "elsewhere==3 ; sys_platform == 'win32' \\\n    --hash=sha256:e\n"
+    )
+    both = "all==1 \\\n    --hash=sha256:a \\\n    --hash=sha256:b\n"
+    assert controller.for_python(text, "3.11") == f"{both}older==1 \\\n    --hash=sha256:c\n"
+    assert controller.for_python(text, "3.13") == f"{both}newer==2 \\\n    --hash=sha256:d\n"
+    for python in controller.PYTHONS:
+        names = re.findall(
+            r"^([a-z0-9.-]+)==", controller.for_python(controller.LOCK.read_text(), python), re.M
+        )
+        assert len(names) == len(set(names))
+        assert {"contourpy", "numpy", "pytest"} <= set(names)
+        assert "colorama" not in names
+
+
 @pytest.mark.parametrize("file", [nodepython.LOCK, controller.LOCK])
 def test_every_python_package_is_pinned_by_hash(file: Path) -> None:
     entries = [line for line in file.read_text().splitlines() if line and line[0] not in " #"]
