@@ -108,7 +108,10 @@ def _topology(addresses: Addresses) -> Iterator[Cabled]:
         nodes = (stack.enter_context(namespace()), stack.enter_context(namespace()))
         stack.callback(_remove, link)
         with IPRoute() as route:
-            route.link("add", ifname=link, kind="veth", peer={"ifname": "uplink", "net_ns_fd": switch})
+            # A MAC that the kernel chooses, udev would change while the probe's packets are under way.
+            mac = "06:" + ":".join(f"{byte:02x}" for byte in (0, *os.getpid().to_bytes(4, "big")))
+            peer = {"ifname": "uplink", "net_ns_fd": switch}
+            route.link("add", ifname=link, kind="veth", address=mac, peer=peer)
             index = _index(route, link)
             route.link("set", index=index, ifalias=ALIAS, state="up")
             route.addr("add", index=index, address=addresses.host, prefixlen=32)

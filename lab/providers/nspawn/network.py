@@ -117,7 +117,8 @@ class Network:
         if _index(route, lab.uplink) is not None and not whole:
             route.link("del", index=_index(route, lab.uplink))  # its other end is elsewhere
         if _index(route, lab.uplink) is None:
-            _cable(route, lab.uplink, {"ifname": UPLINK_IN_SWITCH}, lab.switch)
+            peer = {"ifname": UPLINK_IN_SWITCH}
+            _cable(route, lab.uplink, peer, lab.switch, address=_uplink_mac(lab))
             changed += 1
         changed += _address(route, lab.uplink, lab.gateway, lab.prefix_length)
         return changed + _up(route, lab.uplink)
@@ -288,11 +289,20 @@ def _ends(route: Any, name: str) -> tuple[int, int] | None:
     return link["index"], link.get_attr("IFLA_LINK") or 0
 
 
-def _cable(route: Any, name: str, peer: dict[str, Any], namespace: str) -> None:
-    """Make a veth `name` whose other end `peer` is born in `namespace`."""
+def _uplink_mac(lab: Rendered) -> str:
+    """The MAC of the host's end of the uplink: the nodes' have the same bytes and a number from 1 on.
+
+    It has to be set: the host's systemd-udevd gives a link whose MAC the kernel chose another one soon after,
+    and nodes that have asked for the gateway meanwhile go on sending to the one of before.
+    """
+    return "02:" + ":".join(lab.tag[place : place + 2] for place in (0, 2, 4, 6)) + ":00"
+
+
+def _cable(route: Any, name: str, peer: dict[str, Any], namespace: str, **own: Any) -> None:
+    """Make a veth `name`, with the attributes `own`, whose other end `peer` is born in `namespace`."""
     handle = os.open(NAMESPACES / namespace, os.O_RDONLY)
     try:
-        route.link("add", ifname=name, kind="veth", peer={**peer, "net_ns_fd": handle})
+        route.link("add", ifname=name, kind="veth", peer={**peer, "net_ns_fd": handle}, **own)
     finally:
         os.close(handle)
 

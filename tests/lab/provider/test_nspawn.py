@@ -270,6 +270,11 @@ def test_a_lost_address_and_route_are_set_again(running: Provider, image: Path) 
     assert f"via {lab.gateway}" in on(running, node, "ip route show default")
 
 
+def test_the_hosts_end_of_the_uplink_has_a_mac_that_udev_lets_be(running: Provider) -> None:
+    net_addr_set = 3  # by whoever made the link; else by the kernel at random
+    assert int(Path("/sys/class/net", running.lab.uplink, "addr_assign_type").read_text()) == net_addr_set
+
+
 def test_frames_between_nodes_meet_no_firewall_of_the_host(running: Provider) -> None:
     links = subprocess.run(["ip", "-br", "link"], capture_output=True, text=True, check=True).stdout
     assert running.lab.uplink in links
