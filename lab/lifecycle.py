@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lab import builds, keys, provision, ssh
+from lab import builds, emulation, keys, provision, ssh
 from lab import render as rendering
 from lab.cluster import Cluster, KubeNode
 from lab.errors import ExitCode, LabError, die
@@ -61,7 +61,7 @@ def up(file: Path, steps: Steps) -> Outcome:
     with steps.step("doctor", "Look at the host"):
         _examine(lab)
     with steps.step("artifacts", "Build or reuse the artifacts"):
-        artifacts = builds.build_all(steps, provider=lab.provider)
+        artifacts = _artifacts(lab, steps)
     with steps.step("keys", "Make the lab's keys and certificates") as step:
         lab.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         step.change(keys.ensure(lab))
@@ -100,7 +100,7 @@ def upgrade(file: Path, steps: Steps) -> Outcome:
     if before is None:
         die(f"there is no lab {lab.id} to upgrade", hint="`lab up` makes it", code=ExitCode.NOT_THERE)
     with steps.step("artifacts", "Build or reuse the artifacts"):
-        artifacts = builds.build_all(steps, provider=lab.provider)
+        artifacts = _artifacts(lab, steps)
     with steps.step("keys", "Renew what is old among keys and certificates") as step:
         step.change(keys.ensure(lab))
         step.change(rendering.write(lab, file.read_text(encoding="utf-8"), on_nodes(artifacts)))
@@ -162,6 +162,16 @@ def _examine(lab: Rendered) -> None:
             hint="`lab doctor` shows all probes and what they saw",
             code=ExitCode.HOST,
         )
+
+
+def _artifacts(lab: Rendered, steps: Steps) -> dict[str, Artifact]:
+    """What the lab runs on; on emulated processors also the compiled programs, if they are at hand.
+
+    They fit where the kernel is the box's; a node passes over those that do not, and compiles.
+    """
+    artifacts = builds.build_all(steps, provider=lab.provider)
+    compiled = builds.locate().get("node-programs") if emulation.slowness() > 1 else None
+    return {**artifacts, **({compiled.name: compiled} if compiled else {})}
 
 
 def _start(lab: Rendered, artifacts: dict[str, Artifact]) -> None:

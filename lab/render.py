@@ -16,13 +16,12 @@ from typing import Any
 import yaml
 
 from lab import paths
+from lab.emulation import patience
 from lab.files import write_atomic
 from lab.labfile import LabFile, load
 
 SSH_USER = "root"
 API_PORT = 6443
-#: How many times longer a node may take to answer, by provider: a machine's processors may be emulated.
-PATIENCE = {"nspawn": 1, "vagrant": 8}
 
 
 @dataclass(frozen=True)
@@ -223,8 +222,8 @@ def ssh_config(lab: Rendered) -> str:
         f"  UserKnownHostsFile {folder / 'keys' / 'known_hosts'}\n"
         "  GlobalKnownHostsFile /dev/null\n"
         "  StrictHostKeyChecking yes\n"
-        f"  ConnectTimeout {5 * PATIENCE[lab.provider]}\n"
-        f"  ServerAliveInterval {5 * PATIENCE[lab.provider]}\n"
+        f"  ConnectTimeout {5 * patience(lab.provider):.0f}\n"
+        f"  ServerAliveInterval {5 * patience(lab.provider):.0f}\n"
         "  LogLevel ERROR\n"
         "  ControlMaster auto\n"
         f"  ControlPath /run/underpass/{lab.tag}-%C\n"

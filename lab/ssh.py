@@ -9,8 +9,9 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
+from lab.emulation import patience
 from lab.errors import ExitCode, LabError, die
-from lab.render import PATIENCE, Rendered, RenderedNode
+from lab.render import Rendered, RenderedNode
 from lab.run import Completed, run
 
 #: Sockets of shared ssh connections; short, since a socket's path is limited to 108 bytes. All labs of
@@ -46,7 +47,7 @@ def on_node(
         argv(lab, node, command),
         ok=ok,
         stdin=stdin,
-        timeout=timeout * PATIENCE[lab.provider],
+        timeout=timeout * patience(lab.provider),
         quiet=quiet,
         hint=f"`lab status` shows what the nodes do, `lab logs --console {node.name}` what it printed",
         code=ExitCode.NODE,
@@ -68,7 +69,7 @@ def hand_over(lab: Rendered, node: RenderedNode, command: Sequence[str], *, tty:
 def answers(lab: Rendered, node: RenderedNode) -> bool:
     """Whether a command can be run on the node now."""
     try:
-        done = run(argv(lab, node, ["true"]), ok=range(256), timeout=15 * PATIENCE[lab.provider])
+        done = run(argv(lab, node, ["true"]), ok=range(256), timeout=15 * patience(lab.provider))
     except Exception:
         return False
     return done.status == 0

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from lab import emulation
 from lab.run import run
 
 SHOWN = 4
@@ -41,7 +42,7 @@ def suspects(hooks: set[str]) -> list[Suspect]:
     found: list[Suspect] = []
     for command, parse in sources:
         if shutil.which(command[0]):
-            done = run(command, ok=range(256), timeout=5)
+            done = run(command, ok=range(256), timeout=5 * emulation.slowness())
             found += [one for one in parse(done.stdout, hooks) if one not in found]
     return found
 

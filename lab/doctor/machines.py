@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from lab import builds, paths
+from lab import builds, emulation, paths
 from lab.bootstrap import NEEDS
 from lab.builds.contained import with_us
 from lab.doctor.finding import Probe, Seen, fail, ok
@@ -51,7 +51,7 @@ def programs() -> Seen:
     missing, seen = [], []
     for need in wanted:
         try:
-            done = run(need.program, timeout=SECONDS)
+            done = run(need.program, timeout=SECONDS * emulation.slowness())
         except LabError as fault:
             missing.append(need)
             seen.append(f"{need.program[0]}: {fault.message}")
@@ -99,7 +99,7 @@ def _start() -> Seen:
             *("/usr/bin/echo", "alive"),
         ]
         try:
-            done = run(with_us(command), timeout=SECONDS)
+            done = run(with_us(command), timeout=SECONDS * emulation.slowness())
         except LabError as fault:
             said = " / ".join(line for line in fault.details if not line.startswith("command: "))
             return fail(

@@ -20,6 +20,7 @@ from typing import Any
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
+from lab import emulation
 from lab.doctor import firewall
 from lab.doctor.finding import Probe, Seen, fail, ok, warn
 from lab.doctor.scratch import inside, namespace
@@ -37,6 +38,11 @@ LINK_FIX = (
     "use a kernel with CONFIG_VETH and CONFIG_BRIDGE, as root with CAP_NET_ADMIN; "
     "where they are modules: modprobe -a veth bridge"
 )
+
+
+def _patience(seconds: float) -> float:
+    """`seconds` as long as this machine takes for them."""
+    return seconds * emulation.slowness()
 
 
 def probes(lab: Rendered) -> list[Probe]:
@@ -95,8 +101,10 @@ def _turn() -> Iterator[None]:
                 return False
             return True
 
-        if not until(free, TURN_SECONDS):
-            raise TimeoutError("another doctor has been probing the network for 10 s")
+        if not until(free, _patience(TURN_SECONDS)):
+            raise TimeoutError(
+                f"another doctor has been probing the network for {_patience(TURN_SECONDS):g} s"
+            )
         yield
 
 
@@ -123,8 +131,10 @@ def _topology(addresses: Addresses) -> Iterator[Cabled]:
             inside(node, lambda mine=addresses.nodes[number], others=others: _settle(mine, others))  # type: ignore[misc]
         of_switch = [(switch, name) for name in ("uplink", "node0", "node1", "bridge")]
         for there, name in ((None, link), *of_switch, *((node, "eth0") for node in nodes)):
-            if not inside(there, lambda name=name: until(lambda: _is_up(name), UP_SECONDS)):  # type: ignore[misc]
-                raise TimeoutError(f"the probe's link {name} did not come up within {UP_SECONDS:g} s")
+            if not inside(there, lambda name=name: until(lambda: _is_up(name), _patience(UP_SECONDS))):  # type: ignore[misc]
+                raise TimeoutError(
+                    f"the probe's link {name} did not come up within {_patience(UP_SECONDS):g} s"
+                )
         yield Cabled(nodes, link)
 
 
@@ -203,18 +213,18 @@ def _connect(source: str, target: str, there: int | None, here: int | None, addr
         return socket.create_server((address, 0))
 
     def talk(port: int) -> bytes:
-        with closing(socket.create_connection((address, port), timeout=CONNECT_SECONDS)) as client:
+        with closing(socket.create_connection((address, port), timeout=_patience(CONNECT_SECONDS))) as client:
             return client.recv(1)
 
     with closing(inside(here, listen)) as server:
-        server.settimeout(CONNECT_SECONDS)
+        server.settimeout(_patience(CONNECT_SECONDS))
         port = server.getsockname()[1]
         with ThreadPoolExecutor(1) as pool:
             accepted = pool.submit(_greet, server)
             try:
                 came = inside(there, lambda: talk(port))
             except TimeoutError:
-                return Tried(source, target, f"no answer within {CONNECT_SECONDS:g} s")
+                return Tried(source, target, f"no answer within {_patience(CONNECT_SECONDS):g} s")
             except OSError as fault:
                 return Tried(source, target, fault.strerror or str(fault))
             finally:
@@ -309,7 +319,9 @@ def destroy() -> Seen:
             route.link("set", index=_index(route, "lo"), state="up")
         with (
             socket.create_server(("127.0.0.1", 0)) as server,
-            closing(socket.create_connection(server.getsockname(), timeout=CONNECT_SECONDS)) as client,
+            closing(
+                socket.create_connection(server.getsockname(), timeout=_patience(CONNECT_SECONDS))
+            ) as client,
         ):
             fault = _destroy(client)
             if fault:
@@ -344,7 +356,7 @@ def _destroy(victim: socket.socket) -> int:
     what += struct.pack("=III", 0, any_cookie, any_cookie)
     header = struct.pack("=IHHII", 16 + len(what), sock_destroy, request_ack, 1, 0)
     with closing(socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, netlink_sock_diag)) as diag:
-        diag.settimeout(CONNECT_SECONDS)
+        diag.settimeout(_patience(CONNECT_SECONDS))
         diag.send(header + what)
         answer = diag.recv(4096)
     return -int(struct.unpack_from("=i", answer, 16)[0])

@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from lab import emulation
 from lab.errors import ExitCode, LabError, die
 from lab.providers.nspawn import mounts
 from lab.retry import until
@@ -185,7 +186,7 @@ class Cgroups:
                     _try_write(directory / "freezer.state", "THAWED")
             if hierarchy.version == 2:
                 _try_write(folder / "cgroup.kill", "1")
-        if not until(lambda: not self.processes(), seconds):
+        if not until(lambda: not self.processes(), seconds * emulation.slowness()):
             left = [f"{pid}: {_command(pid)}" for pid in sorted(self.processes())]
             raise LabError(
                 f"{len(left)} processes in cgroup {self.path} outlive being killed by {seconds:g} s",
@@ -202,7 +203,7 @@ class Cgroups:
         for folder in folders:
             # A directory is busy until the last process in it is gone altogether, with its
             # namespaces and mounts: longer than until it leaves cgroup.procs.
-            if not until(lambda folder=folder: _removed(folder), seconds):  # type: ignore[misc]
+            if not until(lambda folder=folder: _removed(folder), seconds * emulation.slowness()):  # type: ignore[misc]
                 raise LabError(
                     f"cgroup {folder} stays busy",
                     details=[f"{pid}: {_command(pid)}" for pid in sorted(self.processes())],

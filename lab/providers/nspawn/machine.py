@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from lab import ssh
+from lab import emulation, ssh
 from lab.errors import ExitCode, LabError
 from lab.providers.base import STORE_ON_NODE
 from lab.providers.nspawn import launch
@@ -30,6 +30,7 @@ from lab.run import run
 PROGRAM = "systemd-nspawn"
 CONSOLE_BYTES = 1024 * 1024
 LAUNCH_SECONDS = 30.0
+ANSWER_SECONDS = 20.0  # for one connection
 
 #: The system calls that Kubernetes, BPF and Envoy make beyond nspawn's default.
 SYSTEM_CALLS = "@keyring @privileged bpf perf_event_open @system-service @mount @module @raw-io"
@@ -133,7 +134,7 @@ class Machine:
             run(
                 [sys.executable, "-I", "-S", launch.__file__],
                 stdin=json.dumps(plan),
-                timeout=LAUNCH_SECONDS,
+                timeout=LAUNCH_SECONDS * emulation.slowness(),
                 hint="`lab doctor` probes overlayfs, namespaces and cgroups",
                 code=ExitCode.NODE,
                 inherit=(lock,),
@@ -154,7 +155,7 @@ class Machine:
         """The descriptor of a lock: held while it is open here, or in a program that inherits it."""
         lock = os.open(self._disks.launch_lock(self.node.name), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            if not until(lambda: _taken(lock), LAUNCH_SECONDS):
+            if not until(lambda: _taken(lock), LAUNCH_SECONDS * emulation.slowness()):
                 raise LabError(
                     f"an earlier start of {self.node.name} does not come to an end",
                     hint="`lab doctor` probes overlayfs, namespaces and cgroups, which it may wait for",
@@ -189,7 +190,7 @@ class Machine:
 
     def answers(self) -> bool:
         """Whether ssh with the lab's keys, and the node's own host key, gets through now."""
-        return ssh.answers_afresh(self.lab, self.node)
+        return ssh.answers_afresh(self.lab, self.node, ANSWER_SECONDS * emulation.slowness())
 
     def wait(self, seconds: float) -> bool:
         """Wait until the node answers or has died; whether it answers."""

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
-from lab import ssh
+from lab import emulation, ssh
 from lab.errors import ExitCode, LabError, die
 from lab.providers.base import NodeState, Provider, say
 from lab.providers.nspawn import identity, mounts
@@ -61,6 +61,11 @@ class Nspawn(Provider):
 
     name = "nspawn"
 
+    @property
+    def slowness(self) -> float:  # type: ignore[override]
+        """Nodes share the host's processors, which may be emulated themselves."""
+        return emulation.slowness()
+
     def __init__(self, lab: Rendered) -> None:
         super().__init__(lab)
         self._disks = Disks(lab)
@@ -93,7 +98,7 @@ class Nspawn(Provider):
         if not self._disks.there(node.name) or (made := self._disks.made()) is None:
             die(f"{node.name} was never made", hint="`lab up` makes it", code=ExitCode.NOT_THERE)
         if machine.pid() is not None:
-            if machine.wait(ANSWER_SECONDS):
+            if machine.wait(ANSWER_SECONDS * self.slowness):
                 return 0
             say(f"{node.name} runs but does not answer on ssh; restarting it")
             self.stop(node)
@@ -106,12 +111,13 @@ class Nspawn(Provider):
         cgroups.make()
         cgroups.limit(node.cpus, node.memory)
         machine.launch(image, made.store)
-        if not machine.wait(BOOT_SECONDS):
+        boot_seconds = BOOT_SECONDS * self.slowness
+        if not machine.wait(boot_seconds):
             ended = machine.pid() is None
             raise LabError(
                 f"{node.name} ended while it booted"
                 if ended
-                else f"{node.name} does not answer on ssh {BOOT_SECONDS:g} s after its start",
+                else f"{node.name} does not answer on ssh {boot_seconds:g} s after its start",
                 details=["the end of its console:", *machine.console(30, this_boot=True).splitlines()],
                 hint=f"`lab logs --console {node.name}` shows all of its console",
                 code=ExitCode.NODE,
@@ -122,8 +128,9 @@ class Nspawn(Provider):
     def stop(self, node: RenderedNode, *, force: bool = False) -> int:
         machine = self._machine(node)
         running = machine.pid() is not None
-        if running and not force and not machine.power_off(STOP_SECONDS):
-            say(f"{node.name} did not shut down within {STOP_SECONDS:g} s; its power is cut")
+        stop_seconds = STOP_SECONDS * self.slowness
+        if running and not force and not machine.power_off(stop_seconds):
+            say(f"{node.name} did not shut down within {stop_seconds:g} s; its power is cut")
         elif running and not force:
             machine.drain_console()
         self._clear(node)

@@ -9,13 +9,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from lab import emulation
 from lab.paths import ROOT
 from lab.providers.vagrant.acceleration import Acceleration
 from lab.providers.vagrant.disks import Disks, management_mac, management_range
 from lab.render import Rendered, RenderedNode
 
-#: How many times longer emulated processors take for what nodes do, as waits should be planned.
-SLOWNESS = {Acceleration.KVM: 1.5, Acceleration.EMULATION: 8.0}
+#: How many times longer than on the host things take in a machine, as waits should be planned.
+SLOWNESS = {Acceleration.KVM: 1.5, Acceleration.EMULATION: emulation.FACTOR}
 BOOT_SECONDS = 45
 HALT_SECONDS = 60
 #: MiB of a node that the lab file does not limit.
