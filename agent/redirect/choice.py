@@ -1,8 +1,8 @@
 """Which senders would be better off with TCP, by what their streams have carried. Pure.
 
 Measured (docs/measure.md, "One-way streams"): TCP joins small messages to a segment, so a one-way stream of
-them is slower from socket to socket where each end has a CPU of its own (on one CPU it is not); and a stream
-whose reader stays behind goes by TCP as it is, at a higher price.
+them is slower from socket to socket where each end has a CPU of its own (on one CPU it is the slower, once
+it has left); and a stream whose reader stays behind goes by TCP as it is, at a higher price.
 """
 
 from __future__ import annotations

@@ -102,7 +102,10 @@ class Leaver:
                 self._log("info", "sender does not leave redirect", **_told(stream, departure))
             pods.setdefault(_endpoint(key, stream), []).append(key)
         for endpoint, keys in pods.items():
-            self._leave(endpoint, keys)
+            try:
+                self._leave(endpoint, keys)
+            except OSError as fault:  # its namespace is going away, most likely: the others have theirs
+                self._log("error", "senders not taken out", endpoint=endpoint, fault=str(fault))
 
     def _leave(self, endpoint: int, keys: Iterable[SocketKey]) -> None:
         """Try the steps of one pod's sockets until they are out, or something has to happen first."""

@@ -64,7 +64,7 @@ def test_a_stream_that_is_better_off_with_tcp_gets_it_back_and_arrives_whole(
 
 
 def test_a_stream_of_small_messages_on_one_cpu_stays_redirected(client: Pod, server: Pod) -> None:
-    """There it is the quicker way; the scheduler may move an end, and then the choice is another."""
+    """There it would be the slower for having left: its reader stays, and makes a message of each segment."""
     node = client.node
     with pair(client, server) as connection:
         connection.echo()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -265,6 +266,17 @@ def test_nothing_is_looked_at_where_little_is_sent(agent: Agent, kernel: Kernel)
     assert kernel.scans == 0
     agent.look(MANY)
     assert kernel.scans == 1
+
+
+@needs_root
+def test_a_pod_that_is_going_away_keeps_no_other_from_leaving(kernel: Kernel, tmp_path: Path) -> None:
+    (tmp_path / "netns").touch()  # what is left of a namespace's name when it is unmounted
+    agent = Agent(kernel, {1: str(tmp_path / "netns"), 2: f"/proc/{os.getpid()}/ns/net"})
+    small = reasons.by_label()["SMALL_MESSAGES"].number
+    for side in Side:
+        kernel.entries[key(side)] = Departure(step=DepartureStep.PARTED, reason=small)
+    agent.look()
+    assert [told["message"] for told in agent.log] == ["senders not taken out", "sender has left redirect"]
 
 
 def test_what_is_left_over_is_cleared_away(kernel: Kernel) -> None:
