@@ -137,7 +137,8 @@ class Workload:
     def ready(self, *names: str, seconds: float = 90) -> None:
         """Wait until the pods are ready."""
         self.cluster.kubectl(
-            "wait", "-n", self.namespace, "--for=condition=Ready", f"--timeout={seconds * self.cluster.slowness:g}s",
+            "wait", "-n", self.namespace, "--for=condition=Ready",
+            f"--timeout={seconds * self.cluster.slowness:g}s",
             *(f"pod/{name}" for name in names), timeout=seconds + 10,
         )  # fmt: skip
 
