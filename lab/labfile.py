@@ -33,6 +33,8 @@ from lab.lock import lock
 API_VERSION = "underpass.dev/v1"
 NAME = r"^[a-z]([a-z0-9-]*[a-z0-9])?$"
 
+BOX = r"^[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?$"
+
 _SIZE = re.compile(r"^(\d+)(MiB|GiB)$")
 
 
@@ -60,12 +62,19 @@ def _locked(part: str) -> AfterValidator:
     return AfterValidator(check)
 
 
+def _box(value: str) -> str:
+    if not re.match(BOX, value):
+        raise ValueError(f"{value!r} is not a name by which Vagrant knows a box, such as debian/trixie64")
+    return value
+
+
 Mebibytes = Annotated[
     int,
     BeforeValidator(_size_to_mib),
     WithJsonSchema({"type": "string", "pattern": _SIZE.pattern}),
 ]
 Network = Annotated[str, AfterValidator(_network)]
+Box = Annotated[str, AfterValidator(_box), WithJsonSchema({"type": "string", "pattern": BOX})]
 Role = Literal["control-plane", "worker"]
 ProviderName = Literal["nspawn", "vagrant"]
 #: Series of the kernels among the artifacts (`lab.builds.kernels`).
@@ -81,10 +90,28 @@ class Node(_Part):
 
     name: str = Field(pattern=NAME, max_length=30, description="Host name of the node.")
     roles: tuple[Role, ...] = Field(min_length=1, description="What the node does in the cluster.")
-    cpus: float | None = Field(None, gt=0, le=256, description="CPUs at most; all of the host's if absent.")
-    memory: Mebibytes | None = Field(None, ge=512, description="Memory at most, as 2GiB; no limit if absent.")
+    cpus: float | None = Field(
+        None,
+        gt=0,
+        le=256,
+        description="CPUs at most; if absent, a container has all of the host's, a machine two at most.",
+    )
+    memory: Mebibytes | None = Field(
+        None,
+        ge=512,
+        description="Memory at most, as 2GiB; if absent, a container has no limit, a machine 3GiB with the "
+        "control plane and 2GiB without.",
+    )
     kernel: Kernel | None = Field(
         None, description="Series of the kernel, of a machine of its own; any that serves if absent."
+    )
+
+
+class Machines(_Part):
+    """What the machines of `provider: vagrant` are made from."""
+
+    box: Box | None = Field(
+        None, description="Name of a Debian 13 box that Vagrant knows or gets; the lab's own box if absent."
     )
 
 
@@ -149,6 +176,7 @@ class LabFile(_Part):
     )
     provider: ProviderName = Field("nspawn", description="What makes the nodes.")
     nodes: tuple[Node, ...] = Field(default_factory=_default_nodes, min_length=1, max_length=10)
+    machines: Machines = Field(default_factory=Machines)
     kubernetes: Kubernetes = Field(default_factory=Kubernetes)
     redirect: Redirect = Field(default_factory=Redirect)
     istio: Istio = Field(default_factory=Istio)
@@ -174,6 +202,8 @@ def _cross_faults(lab: LabFile) -> Iterator[str]:
         for index, node in enumerate(lab.nodes):
             if node.kernel:
                 yield f"nodes[{index}].kernel: containers share the host's; `provider: vagrant` has a choice"
+        if lab.machines.box:
+            yield "machines.box: containers are made from no box; `provider: vagrant` makes machines"
     ranges = {
         field: ipaddress.IPv4Network(value)
         for field in ("nodes", "pods", "services")
@@ -291,6 +321,7 @@ def _dotted(location: tuple[str | int, ...]) -> str:
 
 _PARTS: dict[str, Any] = {
     "nodes": Node,
+    "machines": Machines,
     "kubernetes": Kubernetes,
     "redirect": Redirect,
     "istio": Istio,

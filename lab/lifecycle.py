@@ -169,7 +169,7 @@ def _artifacts(lab: Rendered, steps: Steps) -> dict[str, Artifact]:
 
     They fit where the kernel is the box's; a node passes over those that do not, and compiles.
     """
-    artifacts = builds.build_all(steps, provider=lab.provider)
+    artifacts = builds.build_all(steps, provider=lab.provider, also={provider(lab).image})
     compiled = builds.locate().get("node-programs") if emulation.slowness() > 1 else None
     return {**artifacts, **({compiled.name: compiled} if compiled else {})}
 

@@ -68,6 +68,7 @@ class Rendered:
     istio_samples: bool = False
     redirect: bool = True
     plain_ports: tuple[int, ...] = ()
+    box: str | None = None  # what Vagrant calls the box of the machines; None for the lab's own
 
     @property
     def control_plane(self) -> RenderedNode:
@@ -134,6 +135,7 @@ def render(lab: LabFile) -> Rendered:
         istio_samples=lab.istio.enabled and lab.istio.samples,
         redirect=lab.redirect.enabled,
         plain_ports=tuple(sorted(set(lab.redirect.plain_ports))),
+        box=lab.machines.box,
     )
 
 
@@ -167,6 +169,7 @@ def inventory(lab: Rendered, artifacts: dict[str, str]) -> dict[str, Any]:
                 "underpass_lab": {
                     "id": lab.id,
                     "provider": lab.provider,
+                    "box": lab.box or "",
                     "nodes_range": lab.nodes_range,
                     "gateway": lab.gateway,
                     "pods_range": lab.pods_range,

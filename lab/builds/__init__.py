@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from lab import paths
 from lab.builds import (
+    adoption,
     box,
     containers,
     controller,
@@ -50,35 +51,48 @@ def recipes(store: Store | None = None) -> list[Recipe]:
         machine,
         precompiled.recipe(node_image, machine),
         kernels.recipe(),
+        adoption.recipe(),
         old_kernel,
         box.recipe(images, old_kernel),
     ]
 
 
-def needed(provider: str = "nspawn", *, for_bundle: bool = False) -> list[Recipe]:
-    """The recipes that a lab of `provider` needs; for a bundle also those that a host needs."""
+def needed(provider: str = "nspawn", *, also: Collection[str] = (), for_bundle: bool = False) -> list[Recipe]:
+    """The recipes that a lab of `provider` needs; for a bundle also those that a host needs.
+
+    `also` names those that the one lab asks for beside what all of `provider` need.
+    """
     return [
         recipe
         for recipe in recipes()
-        if recipe.provider in (None, provider)
-        and not recipe.for_tests
-        and (for_bundle or not recipe.for_bundles)
+        if recipe.name in also
+        or (
+            recipe.provider in (None, provider)
+            and not (recipe.for_tests or recipe.on_request)
+            and (for_bundle or not recipe.for_bundles)
+        )
     ]
 
 
 def build_all(
-    steps: Steps, only: set[str] | None = None, *, for_bundle: bool = False, provider: str = "nspawn"
+    steps: Steps,
+    only: set[str] | None = None,
+    *,
+    also: Collection[str] = (),
+    for_bundle: bool = False,
+    provider: str = "nspawn",
 ) -> dict[str, Artifact]:
     """Build what is not in the store yet, or is found damaged; one step each.
 
     `only` names the artifacts that are asked for; what they need is built too. Without it: all that
-    a lab of `provider` needs, and with `for_bundle` what setting up another machine needs as well.
+    a lab of `provider` needs, those that `also` names, and with `for_bundle` what setting up another
+    machine needs as well.
     Returns all that were asked for or needed, by name. Raises `LabError`.
     """
     store = Store()
     known = recipes(store)
     if only is None:
-        only = {recipe.name for recipe in needed(provider, for_bundle=for_bundle)}
+        only = {recipe.name for recipe in needed(provider, also=also, for_bundle=for_bundle)}
     chosen = _with_needs(known, only)
     store.sweep()
     built: dict[str, Artifact] = {}
@@ -94,9 +108,9 @@ def locate() -> dict[str, Artifact]:
     return {artifact.name: artifact for artifact in found if store.there(artifact)}
 
 
-def locate_for_labs(provider: str = "nspawn") -> dict[str, Artifact]:
+def locate_for_labs(provider: str = "nspawn", also: Collection[str] = ()) -> dict[str, Artifact]:
     """Those of `locate` that labs of `provider` run on; not what measuring, tests and bundles need."""
-    ours = {recipe.name for recipe in needed(provider)}
+    ours = {recipe.name for recipe in needed(provider, also=also)}
     return {name: artifact for name, artifact in locate().items() if name in ours}
 
 

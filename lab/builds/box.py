@@ -109,7 +109,7 @@ def _build(building: Building, chosen: tuple[str, ...], kernel: Artifact | None)
     building.step.say(f"installing {len(chosen)} packages and what they need")
     apt.bootstrap(root, building.scratch, chosen, hooks=[image.HEADERS])
     building.step.say("configuring")
-    _configure(root)
+    configure(root)
     for unit in ENABLED:
         run(["systemctl", f"--root={root}", "enable", unit], code=ExitCode.ARTIFACT)
     if kernel:
@@ -132,7 +132,7 @@ def _build(building: Building, chosen: tuple[str, ...], kernel: Artifact | None)
     building.tools["qemu-img"] = run(["qemu-img", "--version"]).stdout.split()[2]
 
 
-def _configure(root: Path) -> None:
+def configure(root: Path) -> None:
     """As the node image is, and what a machine of its own needs beyond that."""
     image._configure(root)
     units = root / "etc/systemd/system"

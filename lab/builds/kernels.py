@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from lab.builds import apt
+from lab.builds import packages as debian
 from lab.builds.inputs import tree_digest
-from lab.builds.registry import asked
 from lab.errors import ExitCode, die
 from lab.lock import lock
-from lab.run import run
 from lab.store import Building, Recipe
 
 NAME = "kernels"
@@ -50,7 +48,11 @@ def _recipe(
     return Recipe(
         name=name,
         title=title,
-        inputs={"suite": suite, "packages": list(packages), "files": tree_digest(Path(__file__))},
+        inputs={
+            "suite": suite,
+            "packages": list(packages),
+            "files": tree_digest(Path(__file__), Path(debian.__file__)),
+        },
         build=build,
         space=1 << 28,
         provider="vagrant",
@@ -70,31 +72,13 @@ def _index(folder: Path) -> dict[str, dict[str, object]]:
 
 def _download(suite: str, packages: Sequence[str], folder: Path, scratch: Path) -> None:
     """Fetch the packages that the metapackages `packages` of `suite` stand for, and no more."""
-    state = scratch / "apt"
-    for part in ("lists/partial", "cache/archives/partial"):
-        (state / part).mkdir(parents=True)
-    sources, settings = scratch / "sources.list", scratch / "apt.conf"
-    for file in (sources, settings):  # an address may carry a password
-        file.touch(mode=0o600)
-    lines = apt.source_list(suite)
-    if not lines:
-        die("the host's apt has no Debian mirror that http reaches", code=ExitCode.HOST)
-    sources.write_text(lines, encoding="utf-8")
-    settings.write_text(
-        f'{apt.host_settings()}Dir::Etc::SourceList "{sources}";\nDir::Etc::SourceParts "/dev/null";\n'
-        f'Dir::State::Lists "{state}/lists";\nDir::Cache "{state}/cache";\nAPT::Sandbox::User "root";\n',
-        encoding="utf-8",
-    )
-    env = {"APT_CONFIG": str(settings)}
-    with asked("the Debian mirror", f"see that the host's mirror carries Debian {suite}"):
-        run(["apt-get", "-qq", "update"], env=env, code=ExitCode.ARTIFACT)
-        wanted = [name for package in packages for name in _needs(package, env)]
-        # Headers are in two packages; the second one's name ends so.
-        wanted += [name for one in wanted for name in _needs(one, env) if name.endswith("-common")]
-        run(["apt-get", "-qq", "download", *wanted], cwd=folder, env=env, code=ExitCode.ARTIFACT)
+    mirror = debian.Mirror(suite, scratch)
+    wanted = [name for package in packages for name in _needs(mirror, package)]
+    # Headers are in two packages; the second one's name ends so.
+    wanted += [name for one in wanted for name in _needs(mirror, one) if name.endswith("-common")]
+    mirror.download(wanted, folder)
 
 
-def _needs(package: str, env: Mapping[str, str]) -> list[str]:
+def _needs(mirror: debian.Mirror, package: str) -> list[str]:
     """The kernel's packages that `package` depends on."""
-    shown = run(["apt-cache", "depends", package], env=env, quiet=True, code=ExitCode.ARTIFACT).stdout
-    return _NEEDED.findall(shown)
+    return _NEEDED.findall(mirror.depends(package))

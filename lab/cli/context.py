@@ -22,7 +22,7 @@ KEPT_RUNS = 10
 
 #: Settings of the user's that hold for root too: where things are, how registries are reached.
 _KEPT = re.compile(
-    r"(UNDERPASS|PIP|GO|SSL_CERT)[A-Z_]*$|.*_(proxy|PROXY)$|(NO_COLOR|TERM|CI|PYTHONPYCACHEPREFIX)$"
+    r"(UNDERPASS|PIP|GO|SSL_CERT|VAGRANT)[A-Z_]*$|.*_(proxy|PROXY)$|(NO_COLOR|TERM|CI|PYTHONPYCACHEPREFIX)$"
 )
 
 

@@ -21,6 +21,7 @@ from lab.labfile import LabFile, load
 from lab.lifecycle import on_nodes
 from lab.measure import cli as measure
 from lab.output import Format, emit, table
+from lab.providers import provider
 
 
 class Shell(StrEnum):
@@ -121,7 +122,7 @@ def render(context: typer.Context) -> None:
     with alone(lab.id):
         lab.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         keys.ensure(lab)
-        artifacts = builds.locate_for_labs(lab.provider)
+        artifacts = builds.locate_for_labs(lab.provider, {provider(lab).image})
         rendering.write(lab, file.read_text(encoding="utf-8"), on_nodes(artifacts))
         if lab.provider == "vagrant":
             from lab.providers.vagrant.plain import for_vagrant

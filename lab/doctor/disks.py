@@ -14,6 +14,7 @@ from lab import builds, paths
 from lab.doctor.finding import Probe, Seen, fail, ok
 from lab.doctor.present import running
 from lab.doctor.scratch import MAKE_PRIVATE, UNSHARE_MOUNTS, folder, mount, nearest, with_private_mounts
+from lab.providers import provider
 from lab.render import Rendered
 from lab.store.space import human
 
@@ -140,8 +141,8 @@ class Want:
 
 def wants(lab: Rendered) -> list[Want]:
     """What bringing `lab` up will take: builds that are not in the store yet, and its disks."""
-    there = builds.locate()
-    missing = [recipe for recipe in builds.needed(lab.provider) if recipe.name not in there]
+    there, made_from = builds.locate(), {provider(lab).image}
+    missing = [recipe for recipe in builds.needed(lab.provider, also=made_from) if recipe.name not in there]
     found = []
     if missing:
         building = max(recipe.space for recipe in missing)

@@ -101,7 +101,7 @@ class Recipe:
     their keys belong in `inputs`. `space` is what the build takes on disk, in bytes.
     `for_bundles`: no lab needs it where there are registries, but a bundle does. `for_tests`: the
     project's own suite alone needs it; it is built when it is asked for by name. `provider`: only labs
-    of that provider need it.
+    of that provider need it. `on_request`: of those, only the ones that ask for it.
     """
 
     name: str
@@ -113,6 +113,7 @@ class Recipe:
     for_bundles: bool = False
     for_tests: bool = False
     provider: str | None = None
+    on_request: bool = False
 
     @property
     def key(self) -> str:

@@ -68,9 +68,10 @@ def test_exit_codes_are_those_of_the_code() -> None:
 def test_the_lab_files_fields_are_those_of_the_schema() -> None:
     schema = LabFile.model_json_schema()
     parts = schema["$defs"]
-    inner = ("kubernetes", "redirect", "istio", "network")
+    inner = ("machines", "kubernetes", "redirect", "istio", "network")
     wanted = {name for name in schema["properties"] if name not in inner}
     wanted |= {f"nodes[].{name}" for name in parts["Node"]["properties"]}
+    wanted |= {f"machines.{name}" for name in parts["Machines"]["properties"]}
     wanted |= {f"kubernetes.{name}" for name in parts["Kubernetes"]["properties"]}
     wanted |= {f"redirect.{name}" for name in parts["Redirect"]["properties"]}
     wanted |= {f"istio.{name}" for name in parts["Istio"]["properties"]}

@@ -84,6 +84,11 @@ def test_the_box_is_built_for_labs_of_virtual_machines_alone(built: list[str]) -
     assert "vm-box" in builds.build_all(Steps(), provider="vagrant")
 
 
+def test_what_a_stock_box_is_adopted_with_is_built_for_labs_that_ask_for_it(built: list[str]) -> None:
+    assert "node-packages" not in builds.build_all(Steps(), provider="vagrant")
+    assert "node-packages" in builds.build_all(Steps(), provider="vagrant", also={"node-packages"})
+
+
 def test_only_some_are_built_with_what_they_need(built: list[str]) -> None:
     builds.build_all(Steps(), {"images"})
     assert set(built) == {"images", "kubernetes", "coredns"}
@@ -131,7 +136,8 @@ def test_a_changed_file_of_the_node_image_is_another_key(
     monkeypatch.setattr(image, "OVERLAY", tmp_path / "overlay")
     after = keys()
     changed = {name for name in before if before[name] != after[name]}
-    assert changed == {"node-image", "node-python", "vm-box", "vm-box-old-kernel", "node-programs"}
+    machines = {"vm-box", "vm-box-old-kernel", "node-programs", "node-packages"}
+    assert changed == {"node-image", "node-python"} | machines
 
 
 def test_a_tree_digest_sees_names_contents_and_executable_bits(tmp_path: Path) -> None:

@@ -68,6 +68,9 @@ def test_an_unknown_field_is_an_error_and_names_its_neighbour() -> None:
             "nodes[0].kernel",
             "share the host's",
         ),
+        ("machines:\n  box: debian/trixie64\n", "machines.box", "containers are made from no box"),
+        ("provider: vagrant\nmachines:\n  box: https://x/y\n", "machines.box", "is not a name"),
+        ("provider: vagrant\nmachines:\n  boxx: a\n", "machines.boxx", "did you mean box?"),
         (
             "nodes:\n  - {name: a, roles: [control-plane]}\n  - {name: a, roles: [worker]}\n",
             "nodes",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from pathlib import Path
 
@@ -9,8 +10,10 @@ import pytest
 
 from lab import render as rendering
 from lab.doctor import virtual
+from lab.errors import LabError
 from lab.labfile import LabFile
-from lab.providers.vagrant import acceleration, settings
+from lab.providers.base import STORE_ON_NODE
+from lab.providers.vagrant import Vagrant, acceleration, settings, virsh
 from lab.providers.vagrant.acceleration import Acceleration, Tried
 from lab.providers.vagrant.disks import Disks, management_mac, management_range, network
 from lab.render import Rendered
@@ -43,6 +46,36 @@ def test_emulated_machines_get_few_processors_and_longer_waits(lab: Rendered, bo
 def test_the_box_is_called_after_its_key(lab: Rendered, box: Path) -> None:
     document = settings.document(lab, Disks(lab), box, Acceleration.KVM)
     assert document["box"] == "underpass-0123456789abcdef"
+
+
+def test_a_box_by_name_comes_from_vagrant_and_is_adopted(lab: Rendered, tmp_path: Path) -> None:
+    stock = dataclasses.replace(lab, box="debian/trixie64")
+    image = tmp_path / "node-packages-0123456789abcdef"
+    document = settings.document(stock, Disks(stock), image, Acceleration.KVM)
+    assert (document["box"], document["box_file"]) == ("debian/trixie64", None)
+    assert f"{STORE_ON_NODE}/{image.name}/adopt" in document["adopt"]
+    assert Vagrant(stock).image == "node-packages"
+
+
+def test_the_labs_own_box_is_not_adopted(lab: Rendered, box: Path) -> None:
+    document = settings.document(lab, Disks(lab), box, Acceleration.KVM)
+    assert document["adopt"] is None
+    assert Vagrant(lab).image == "vm-box"
+
+
+def test_machines_stay_with_the_box_that_they_were_made_from(
+    lab: Rendered, box: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(virsh, "state", lambda machine: "shut off")
+    before = settings.document(lab, Disks(lab), box, Acceleration.KVM)
+    Vagrant(lab)._refuse_another_box(before, lab.nodes)
+    stock = Vagrant(dataclasses.replace(lab, box="debian/trixie64"))
+    with pytest.raises(
+        LabError, match="made from the lab's own box, and the lab file now says debian/trixie64"
+    ):
+        stock._refuse_another_box(before, lab.nodes)
+    monkeypatch.setattr(virsh, "state", lambda machine: "")
+    stock._refuse_another_box(before, lab.nodes)
 
 
 def test_no_address_or_link_is_given_twice(lab: Rendered, box: Path) -> None:

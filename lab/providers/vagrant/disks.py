@@ -189,6 +189,8 @@ def artifacts(lab: Rendered) -> set[str]:
     left_out = _NOT_FOR_NODES | {name for name in known if name.endswith("images") and name not in wanted}
     if not lab.istio_version:
         left_out.add("istio")
+    if not lab.box:
+        left_out.add("node-packages")
     return {PurePosixPath(path).name for name, path in known.items() if name not in left_out}
 
 

@@ -27,9 +27,13 @@ class Machines:
         self._disks = disks
 
     def up(self, node: RenderedNode | None, tail: Callable[[], list[str]]) -> None:
-        """Make or start `node`, or all machines; waits for ssh, no longer than the settings say."""
+        """Make or start `node`, or all machines; waits for ssh, no longer than the settings say.
+
+        A machine from a box of somebody else's is adopted: that is the Vagrantfile's to say how.
+        """
+        how: dict[str, Any] = {"provision_with": ["adopt"]} if self._disks.lab.box else {"provision": False}
         with self._call("up", tail) as machines:
-            machines.up(vm_name=node.name if node else None, provision=False, provider="libvirt")
+            machines.up(vm_name=node.name if node else None, provider="libvirt", **how)
 
     def halt(self, node: RenderedNode) -> None:
         with self._call("halt") as machines:
@@ -54,7 +58,8 @@ class Machines:
         environment = {
             **os.environ,
             "VAGRANT_DOTFILE_PATH": str(self._disks.dot),
-            "VAGRANT_HOME": str(self._disks.home),
+            # Somebody else's boxes are where this user's Vagrant has them, or gets them to.
+            **({} if self._disks.lab.box else {"VAGRANT_HOME": str(self._disks.home)}),
             "VAGRANT_CHECKPOINT_DISABLE": "1",
             "VAGRANT_NO_COLOR": "1",
         }

@@ -16,15 +16,16 @@ from lab.store import Artifact
 
 def for_vagrant(lab: Rendered, artifacts: Mapping[str, Artifact], checkout: Path) -> None:
     """Make disks and networks of `lab`, and let `.vagrant` in the checkout lead to what Vagrant keeps."""
-    box = artifacts.get(Vagrant.image)
-    if box is None:
+    host, disks = Vagrant(lab), Disks(lab)
+    image = artifacts.get(host.image)
+    if image is None:
         die(
-            "the box for virtual machines is not in the artifact store",
-            hint="`lab build --provider vagrant` builds what is missing",
+            f"what the virtual machines are made from is not in the artifact store: {host.image}",
+            hint="`lab build --provider vagrant` builds what is missing"
+            + (f", and `lab build {host.image}` what a box by name needs" if lab.box else ""),
             code=ExitCode.ARTIFACT,
         )
-    host, disks = Vagrant(lab), Disks(lab)
-    host.create(box.path, box.path.parent)
+    host.create(image.path, image.path.parent)
     for node in lab.nodes:
         if host.status(node) is not NodeState.RUNNING:
             disks.note_start(node.name)  # Vagrant starts them with what is there now

@@ -10,7 +10,7 @@ from __future__ import annotations
 import fcntl
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,6 @@ class Vagrant(Provider):
     """The nodes of one lab as virtual machines."""
 
     name = "vagrant"
-    image = "vm-box"
     snapshots_run = True
     routed = False
 
@@ -43,16 +42,22 @@ class Vagrant(Provider):
         self._vagrant = Machines(self._disks)
 
     @property
+    def image(self) -> str:  # type: ignore[override]
+        """The lab's own box; for a lab that chose somebody else's by name, what makes that one like it."""
+        return "node-packages" if self.lab.box else "vm-box"
+
+    @property
     def slowness(self) -> float:  # type: ignore[override]
         return float((self._written() or {}).get("slowness", 1.0))
 
     def create(self, image: Path, store: Path) -> int:
-        if not (image / "underpass.box").is_file():
-            die(f"{image} is no box", hint="`lab build vm-box` builds one", code=ExitCode.ARTIFACT)
+        if not (image / ("adopt" if self.lab.box else "underpass.box")).is_file():
+            die(f"{image} is no {self.image}", hint=f"`lab build {self.image}`", code=ExitCode.ARTIFACT)
         daemons.ensure()  # not counted: they belong to the host
         before = self._written()
         old = {node["name"]: _rendered(node["rendered"]) for node in (before or {}).get("nodes", [])}
         self.refuse_moves(old)
+        self._refuse_another_box(before, old.values())
         changed = self._disks.make()
         document = settings.document(self.lab, self._disks, image, self._driver(before))
         changed += self.remove_dropped(old)
@@ -82,7 +87,8 @@ class Vagrant(Provider):
         self._disks.note_start(node.name)
         with self._first(made=bool(state)):
             self._vagrant.up(node, self._tail)
-        if not self._answers(node, ANSWER_SECONDS):
+        adopted = bool(self.lab.box)  # and booting again
+        if not self._answers(node, settings.BOOT_SECONDS * self.slowness if adopted else ANSWER_SECONDS):
             raise LabError(
                 f"{node.name} is up but does not answer with the lab's keys",
                 details=["the end of its console:", *self.console(node, 30).splitlines()],
@@ -213,6 +219,17 @@ class Vagrant(Provider):
                 code=ExitCode.HOST,
             )
         return seen.best
+
+    def _refuse_another_box(self, before: dict[str, Any] | None, old: Iterable[RenderedNode]) -> None:
+        """What machines are made from, and so how Vagrant gets into them, stays while there are any."""
+        was = before["box"] if before and before.get("adopt") else None
+        if before and was != self.lab.box and any(virsh.state(node.machine) for node in old):
+            own = "the lab's own box"
+            die(
+                f"the machines were made from {was or own}, and the lab file now says {self.lab.box or own}",
+                hint="put it back, or `lab down` first",
+                code=ExitCode.NODE,
+            )
 
     def _require_made(self, node: RenderedNode) -> None:
         if self.status(node) is NodeState.ABSENT:

@@ -11,6 +11,7 @@ from typing import Any
 
 from lab import emulation
 from lab.paths import ROOT
+from lab.providers.base import STORE_ON_NODE
 from lab.providers.vagrant.acceleration import Acceleration
 from lab.providers.vagrant.disks import Disks, management_mac, management_range
 from lab.render import Rendered, RenderedNode
@@ -23,8 +24,15 @@ HALT_SECONDS = 60
 MEMORY = {True: 3072, False: 2048}  # control plane, others
 
 
-def document(lab: Rendered, disks: Disks, box: Path, driver: Acceleration) -> dict[str, Any]:
-    """The whole of it, as JSON data."""
+_ADOPT = """\
+mkdir -p {store}
+mountpoint -q {store} || mount -t ext4 -o ro,noload LABEL=UP-STORE {store}
+exec {store}/{artifact}/adopt
+"""
+
+
+def document(lab: Rendered, disks: Disks, image: Path, driver: Acceleration) -> dict[str, Any]:
+    """The whole of it, as JSON data. `image` is the artifact of the box, or of what a box is adopted with."""
     slowness = SLOWNESS[driver]
     range_ = management_range(lab)
     return {
@@ -32,9 +40,7 @@ def document(lab: Rendered, disks: Disks, box: Path, driver: Acceleration) -> di
         "driver": driver.value,
         "cpu_mode": "host-passthrough" if driver is Acceleration.KVM else "maximum",
         "slowness": slowness,
-        "box": f"underpass-{box.name.rpartition('-')[2]}",
-        "box_file": str(box / "underpass.box"),
-        "box_sha256": (box / "underpass.box.sha256").read_text(encoding="ascii").strip(),
+        **_box(lab, image),
         "boot_timeout": round(BOOT_SECONDS * slowness),
         "halt_timeout": round(HALT_SECONDS * slowness),
         "prefix": f"underpass-{lab.id}.",
@@ -62,6 +68,19 @@ def document(lab: Rendered, disks: Disks, box: Path, driver: Acceleration) -> di
             "command": str(Path(sys.executable).parent / "ansible-playbook"),
         },
         "nodes": [_node(lab, disks, node, driver) for node in lab.nodes],
+    }
+
+
+def _box(lab: Rendered, image: Path) -> dict[str, Any]:
+    """The lab's own box, by its file; or one that Vagrant knows by name, and how its machines are adopted."""
+    if lab.box:
+        adopt = _ADOPT.format(store=STORE_ON_NODE, artifact=image.name)
+        return {"box": lab.box, "box_file": None, "box_sha256": None, "adopt": adopt}
+    return {
+        "box": f"underpass-{image.name.rpartition('-')[2]}",
+        "box_file": str(image / "underpass.box"),
+        "box_sha256": (image / "underpass.box.sha256").read_text(encoding="ascii").strip(),
+        "adopt": None,
     }
 
 

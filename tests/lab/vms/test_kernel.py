@@ -40,8 +40,8 @@ def test_a_machine_with_an_old_kernel_ends_on_one_that_serves(tmp_path: Path) ->
     needs_machines(lab)
     host, (node,) = provider(lab), lab.nodes
     host.destroy()
-    made = builds.build_all(Steps(), provider=lab.provider)
-    box = builds.build_all(Steps(), only={"vm-box-old-kernel"})["vm-box-old-kernel"].path
+    made = builds.build_all(Steps(), provider=lab.provider, also={"vm-box-old-kernel"})
+    box = made.pop("vm-box-old-kernel").path
     lab.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     keys.ensure(lab)
     rendering.write(lab, LAB_FILE, on_nodes(made))
