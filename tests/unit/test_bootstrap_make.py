@@ -191,7 +191,8 @@ esac
 """
     fake(tmp_path / "bin", "pytest", script)
     done = subprocess.run(
-        [checkout / ".ci" / "suite", "pytest", "-v", "tests/unit"],
+        # As at a terminal: who was started in the background may have been told to ignore interrupts.
+        ["env", "--default-signal=INT", checkout / ".ci" / "suite", "pytest", "-v", "tests/unit"],
         cwd=checkout,
         env=with_programs(tmp_path / "bin", RECORD=str(tmp_path / "record"), UNDERPASS_VMS="core"),
         capture_output=True,
