@@ -89,7 +89,12 @@ class Workload:
         self.remove()
         self.cluster.kubectl("create", "namespace", self.namespace)
         self.cluster.kubectl(
-            "wait", "-n", self.namespace, "--for=create", "serviceaccount/default", "--timeout=30s"
+            "wait",
+            "-n",
+            self.namespace,
+            "--for=create",
+            "serviceaccount/default",
+            f"--timeout={30 * self.cluster.slowness:g}s",
         )
 
     def remove(self, *, wait: bool = True) -> None:
@@ -132,7 +137,8 @@ class Workload:
     def ready(self, *names: str, seconds: float = 90) -> None:
         """Wait until the pods are ready."""
         self.cluster.kubectl(
-            "wait", "-n", self.namespace, "--for=condition=Ready", f"--timeout={seconds:g}s",
+            "wait", "-n", self.namespace, "--for=condition=Ready",
+            f"--timeout={seconds * self.cluster.slowness:g}s",
             *(f"pod/{name}" for name in names), timeout=seconds + 10,
         )  # fmt: skip
 

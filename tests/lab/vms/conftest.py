@@ -21,7 +21,7 @@ def lab_file(lab_id: str) -> str:
 def needs_machines(lab: Rendered, *, core: bool = False) -> None:
     """Skip where machines are not asked for, or the host cannot have them; say what it lacks.
 
-    What is `core` is part of the whole suite; the rest is asked for, as each takes minutes.
+    What is `core` a run of the whole suite has time for (`VMS=core`); of the rest each takes minutes.
     """
     asked = os.environ.get("UNDERPASS_VMS", "")
     if asked not in ("1", *(["core"] if core else [])):
