@@ -19,11 +19,12 @@ from pathlib import Path
 import pytest
 
 from datapath import libbpf, reasons
-from datapath.constants import Place, Side
+from datapath.constants import Place
 from tests.bpf.counting import counted, events, hit, wait_for
 from tests.bpf.fabric import OPEN, Fabric, Pod
 from tests.bpf.redirecting import find, pair, redirect_config, unread, wait_until_accelerated
 from tests.bpf.sandbox import Node, Sandbox
+from tests.bpf.streaming import key_of
 from tests.bpf.talking import Connection, listening, receive
 
 MEGABYTE = 1 << 20
@@ -41,6 +42,23 @@ def waiting(end: socket.socket) -> int:
 def in_recv(thread: threading.Thread) -> bool:
     """Whether it waits in recvfrom(), which is number 45 on x86-64."""
     return Path(f"/proc/self/task/{thread.native_id}/syscall").read_text().startswith("45 ")
+
+
+def blocked_read(end: socket.socket) -> tuple[threading.Thread, list[bytes | int | None]]:
+    """A thread that waits in one recv() of `end`; what it gets, or the errno, is then in the list."""
+    seen: list[bytes | int | None] = []
+
+    def read() -> None:
+        try:
+            seen.append(end.recv(10))
+        except OSError as error:
+            seen.append(error.errno)
+
+    end.settimeout(None)
+    thread = threading.Thread(target=read)
+    thread.start()
+    wait_for(lambda: in_recv(thread), "the read is blocked")
+    return thread, seen
 
 
 def fill(end: socket.socket, limit: int) -> int:
@@ -295,24 +313,8 @@ def test_hazard_12_a_socket_taken_out_of_the_map_breaks_a_blocked_read(client: P
     node = client.node
     with pair(client, server) as connection:
         connection.echo()
-        connection.client.settimeout(None)
-        seen: list[int | bytes | None] = []
-
-        def read() -> None:
-            try:
-                seen.append(connection.client.recv(10))
-            except OSError as error:
-                seen.append(error.errno)
-
-        thread = threading.Thread(target=read)
-        thread.start()
-        wait_for(lambda: in_recv(thread), "the read is blocked")
-        port = connection.client.getsockname()[1]
-        (mine,) = (
-            key
-            for key, stream in node.maps.redirect.streams.items()
-            if (stream.client_port, stream.side) == (port, Side.CLIENT)
-        )
+        thread, seen = blocked_read(connection.client)
+        mine = key_of(node, connection)
         sockets = libbpf.open_pinned(node.pins / "maps" / "sockets")
         libbpf.map_delete(sockets, mine.pack())
         os.close(sockets)

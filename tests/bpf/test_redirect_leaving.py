@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import socket
-import struct
 import threading
 
 import pytest
@@ -18,13 +17,12 @@ from tests.bpf.redirecting import find, pair, tcp_packets
 from tests.bpf.streaming import LIMITS, Looking, has_left, key_of, leave, streaming, why_plain
 from tests.bpf.talking import Connection, listening, receive
 from tests.bpf.test_connections import expect_reset
-from tests.bpf.test_redirect_flow import in_recv
+from tests.bpf.test_redirect_flow import LINGER_NOW, blocked_read
 from tests.bpf.test_redirect_pairing import disconnect
 from tests.bpf.test_redirect_policy import CLOSED, nudge_stale
 from tests.sizes import SIZES
 
 SMALL, LARGE = 64, 16384
-LINGER_NOW = struct.pack("ii", 1, 0)
 
 
 def ends(connection: Connection, side: Side) -> tuple[socket.socket, socket.socket]:
@@ -32,6 +30,19 @@ def ends(connection: Connection, side: Side) -> tuple[socket.socket, socket.sock
     if side == Side.CLIENT:
         return connection.client, connection.server
     return connection.server, connection.client
+
+
+def stays_redirected(client: Pod, connection: Connection, looking: Looking) -> None:
+    """Through twice as many looks as make a stream, at each of which enough messages are there for one."""
+    node = client.node
+    for _ in range(2 * LIMITS.looks):
+        enough = find(node, connection).from_client.messages + LIMITS.small_per_second
+        wait_for(
+            lambda: find(node, connection).from_client.messages > enough,  # noqa: B023
+            "enough messages for one look",
+        )
+        looking.look()
+        assert why_plain(node, connection) is None
 
 
 @pytest.mark.parametrize("side", list(Side), ids=lambda side: side.name.lower())
@@ -65,19 +76,11 @@ def test_a_stream_that_is_better_off_with_tcp_gets_it_back_and_arrives_whole(
 
 def test_a_stream_of_small_messages_on_one_cpu_stays_redirected(client: Pod, server: Pod) -> None:
     """There it would be the slower for having left: its reader stays, and makes a message of each segment."""
-    node = client.node
     with pair(client, server) as connection:
         connection.echo()
         looking = Looking(client, server)
         with streaming(connection.client, connection.server, SMALL, one_cpu=True) as stream:
-            for _ in range(2 * LIMITS.looks):
-                before = find(node, connection).from_client.messages
-                wait_for(
-                    lambda: find(node, connection).from_client.messages > before + LIMITS.small_per_second,  # noqa: B023
-                    "enough messages for one look",
-                )
-                looking.look()
-                assert why_plain(node, connection) is None
+            stays_redirected(client, connection, looking)
             sent, received = stream.stop()
         assert received == sent
 
@@ -105,14 +108,7 @@ def test_small_requests_and_replies_stay_redirected(client: Pod, server: Pod) ->
         for thread in threads:
             thread.start()
         looking = Looking(client, server)
-        for _ in range(2 * LIMITS.looks):
-            before = find(node, connection).from_client.messages
-            wait_for(
-                lambda: find(node, connection).from_client.messages > before + LIMITS.small_per_second,  # noqa: B023
-                "enough messages for one look",
-            )
-            looking.look()
-            assert why_plain(node, connection) is None
+        stays_redirected(client, connection, looking)
         alike = Looking(client, server, dataclasses.replace(LIMITS, one_way=0))
         alike.look_until(lambda: why_plain(node, connection) is not None, "as a stream they would leave")
         stop.set()
@@ -123,20 +119,9 @@ def test_small_requests_and_replies_stay_redirected(client: Pod, server: Pod) ->
 def test_hazard_12_who_waits_to_read_keeps_its_place_and_reads_what_comes(client: Pod, server: Pod) -> None:
     """Taken out, its recv() would say EAGAIN. So such a sender stays, and leaves when nobody waits."""
     node = client.node
-    seen: list[bytes | int | None] = []
-
-    def read() -> None:
-        try:
-            seen.append(connection.client.recv(10))
-        except OSError as error:
-            seen.append(error.errno)
-
     with pair(client, server) as connection:
         connection.echo()
-        connection.client.settimeout(None)
-        thread = threading.Thread(target=read)
-        thread.start()
-        wait_for(lambda: in_recv(thread), "the read is blocked")
+        thread, seen = blocked_read(connection.client)
         looking = Looking(client, server, dataclasses.replace(LIMITS, tries=5, patience=2, rest=1.0))
         with streaming(connection.client, connection.server, SMALL) as stream:
             looking.look_until(lambda: len(looking.told) > 1, "it was tried, more than once")

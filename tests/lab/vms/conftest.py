@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+from pathlib import Path
 
 import pytest
 
 from lab import doctor
+from lab.paths import ROOT
 from lab.render import Rendered
 
 PROGRAMS = ("vagrant", "virsh", "libvirtd", "qemu-system-x86_64")
@@ -32,3 +35,21 @@ def needs_machines(lab: Rendered, *, core: bool = False) -> None:
     findings = {finding.id: finding for finding in doctor.examine(lab)}
     if findings["vm-guest"].status == "fail":
         pytest.skip(f"no virtual machines here: {findings['vm-guest'].evidence}")
+
+
+def vagrant(home: Path, *words: str, **env: str) -> str:
+    """What `vagrant` prints; its boxes are kept in `home`. `env` may name the folder of another lab than the
+    one that the checkout's `.vagrant` leads to.
+    """
+    ours = {"VAGRANT_HOME": str(home), "VAGRANT_CHECKPOINT_DISABLE": "1", "VAGRANT_NO_COLOR": "1"}
+    done = subprocess.run(
+        ["vagrant", *words],
+        cwd=home.parent if words[0] == "box" else ROOT,  # a box is no lab's, and the Vagrantfile asks for one
+        env={**os.environ, **ours, **env},
+        capture_output=True,
+        text=True,
+        timeout=3000,
+        check=False,
+    )
+    assert done.returncode == 0, f"vagrant {' '.join(words)}\n{done.stdout}\n{done.stderr}"
+    return done.stdout

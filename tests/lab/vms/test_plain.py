@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -12,27 +11,12 @@ from lab import render as rendering
 from lab.paths import ROOT
 from lab.providers import provider
 from tests.lab.command import LabCommand
-from tests.lab.vms.conftest import lab_file, needs_machines
+from tests.lab.vms.conftest import lab_file, needs_machines, vagrant
 
 LAB_ID = os.environ.get("UNDERPASS_TEST_LAB", "ci") + "-plain"
 LINK = ROOT / ".vagrant"
 
 pytestmark = pytest.mark.timeout(3600)
-
-
-def vagrant(home: Path, *words: str) -> str:
-    """What `vagrant` prints; its boxes are kept in `home`."""
-    env = {
-        **os.environ,
-        "VAGRANT_HOME": str(home),
-        "VAGRANT_CHECKPOINT_DISABLE": "1",
-        "VAGRANT_NO_COLOR": "1",
-    }
-    done = subprocess.run(
-        ["vagrant", *words], cwd=ROOT, env=env, capture_output=True, text=True, timeout=3000, check=False
-    )
-    assert done.returncode == 0, f"vagrant {' '.join(words)}\n{done.stdout}\n{done.stderr}"
-    return done.stdout
 
 
 def test_vagrant_up_ends_in_the_same_cluster(tmp_path: Path) -> None:

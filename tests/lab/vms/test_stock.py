@@ -11,12 +11,11 @@ import pytest
 
 from lab import render as rendering
 from lab import ssh
-from lab.paths import ROOT
 from lab.providers import provider
 from tests.lab import hoststate
 from tests.lab.command import LabCommand
 from tests.lab.vms import stock_box
-from tests.lab.vms.conftest import needs_machines
+from tests.lab.vms.conftest import needs_machines, vagrant
 
 LAB_ID = os.environ.get("UNDERPASS_TEST_LAB", "ci") + "-stock"
 BOX = "example/trixie"
@@ -47,22 +46,6 @@ def home(tmp_path: Path) -> Path:
     vagrant(home, "box", "add", "--name", BOX, str(stock_box.make(public.stdout, work)))
     shutil.rmtree(work)
     return home
-
-
-def vagrant(home: Path, *words: str, **env: str) -> str:
-    """What `vagrant` prints; its boxes are kept in `home`. With a lab's folder in `env`, of that lab."""
-    ours = {"VAGRANT_HOME": str(home), "VAGRANT_CHECKPOINT_DISABLE": "1", "VAGRANT_NO_COLOR": "1"}
-    done = subprocess.run(
-        ["vagrant", *words],
-        cwd=ROOT if env else home.parent,
-        env={**os.environ, **ours, **env},
-        capture_output=True,
-        text=True,
-        timeout=1800,
-        check=False,
-    )
-    assert done.returncode == 0, f"vagrant {' '.join(words)}\n{done.stdout}\n{done.stderr}"
-    return done.stdout
 
 
 def test_a_stock_box_chosen_by_name_becomes_a_cluster(tmp_path: Path, request: pytest.FixtureRequest) -> None:
