@@ -87,8 +87,8 @@ class Agent:
             log,
         )
         self._cni = CniServer(settings.run / "cni.sock", self._operations, log, self._metrics.observe_cni)
-        self._redirect = RedirectView(self._pins.maps, self._pins.plain_ports, log)
         self._leaver = Leaver(self._pins.maps, self._netns, log)
+        self._redirect = RedirectView(self._pins.maps, self._pins.plain_ports, self._leaver.staying, log)
         self._reader = FlowReader(
             self._pins.maps.events_fd, self._flows, self._endpoint_name, self._rule_name
         )

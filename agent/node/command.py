@@ -162,6 +162,7 @@ def show_explain(answer: Mapping[str, Any]) -> str:
     head = ("CLIENT", "SERVER", "ACCELERATED", "REASON", "MESSAGES", "BYTES", "BY TCP")
     lines = [table(head, rows) if rows else "no open connection"]
     lines += [f"  {reason}: {why}" for reason, why in _reasons(answer["connections"])]
+    lines += [f"  {one['client']}: {one['note']}" for one in answer["connections"] if one["note"]]
     if answer["next"] is not None:
         why = answer["next"]
         verdict = (

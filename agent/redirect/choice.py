@@ -29,7 +29,7 @@ class Limits:
     A try takes some 4 ms, most of it for going through the kernel's table of connections.
     """
 
-    seconds: float = 1.0
+    seconds: float = 0.5
     looks: int = 3
     small_bytes: int = 128
     small_per_second: int = 5000
@@ -37,7 +37,7 @@ class Limits:
     behind_bytes_per_second: int = 4 << 20
     one_way: int = 100
     tries: int = 50
-    patience: int = 5
+    patience: int = 10
     rest: float = 300.0
 
 

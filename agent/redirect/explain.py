@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from datapath import reasons
-from datapath.constants import ConntrackFlag, Direction, NamespaceFlag
+from datapath.constants import ConntrackFlag, Direction, NamespaceFlag, Side
 from datapath.maps.redirect import Direction as Sent
 from datapath.maps.redirect import RedirectConnection
+from datapath.redirect_tables import SocketKey
 from datapath.tables import ConntrackEntry, FlowKey
 
 _TCP = 6
@@ -61,8 +62,43 @@ def forecast(source: End, target: End, port: int, switches: Switches) -> str | N
     return None
 
 
-def describe(found: RedirectConnection, names: Mapping[int, str], now: int) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True)
+class Staying:
+    """A sender that would be better off with TCP and could not leave redirect.
+
+    reason: why it should leave, a reason's name; obstacle: what was in the way, a key of `OBSTACLES`; until:
+    not before then is it asked again, seconds, monotonic.
+    """
+
+    reason: str
+    obstacle: str
+    until: float
+
+
+#: What keeps a socket in redirect, as `explain` says it.
+OBSTACLES = {
+    "in-use": "a program waits in recv() on its socket, or was in a call on it each time",
+    "unread": "bytes that were sent to it are not read",
+}
+
+
+def describe(
+    found: RedirectConnection,
+    names: Mapping[int, str],
+    now: int,
+    staying: Mapping[SocketKey, Staying] | None = None,
+) -> dict[str, Any]:
     """One connection as plain data. `names`: endpoint's number -> pod; `now`: nanoseconds, monotonic."""
+    kept = {
+        side: (staying or {}).get(SocketKey(cookie=found.cookie, generation=found.generation, side=side))
+        for side in Side
+    }
+    notes = [
+        f"its {side.name.lower()} would be better off with TCP ({one.reason}) but stays: "
+        + OBSTACLES[one.obstacle]
+        for side, one in kept.items()
+        if one
+    ]
     return {
         "client": f"{found.client}:{found.client_port}",
         "client_pod": names.get(found.client_endpoint, ""),
@@ -71,13 +107,14 @@ def describe(found: RedirectConnection, names: Mapping[int, str], now: int) -> d
         "accelerated": found.accelerated,
         "reason": found.reason.name if found.reason else "",
         "why": meaning(found.reason.name) if found.reason else "",
+        "note": "; ".join(notes),
         "age_seconds": round(max(0, now - found.opened) / 1e9, 1) if found.opened else None,
-        "from_client": _direction(found.from_client),
-        "from_server": _direction(found.from_server),
+        "from_client": _direction(found.from_client, kept[Side.CLIENT]),
+        "from_server": _direction(found.from_server, kept[Side.SERVER]),
     }
 
 
-def _direction(one: Sent) -> dict[str, Any]:
+def _direction(one: Sent, kept: Staying | None) -> dict[str, Any]:
     mean = one.latency_total / one.latency_samples if one.latency_samples else None
     return {
         "messages": one.messages,
@@ -87,6 +124,8 @@ def _direction(one: Sent) -> dict[str, Any]:
         "unread": one.unread,
         "latency_microseconds": round(mean / 1000, 1) if mean is not None else None,
         "last_by_tcp": one.reason.name if one.reason else "",
+        "better_by_tcp": kept.reason if kept else "",
+        "obstacle": kept.obstacle if kept else "",
     }
 
 

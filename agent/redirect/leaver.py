@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 from agent.links import NetnsGoneError, in_netns, open_netns
 from agent.redirect.choice import SMALL_MESSAGES, Carried, Limits, Watch
+from agent.redirect.explain import Staying
 from datapath import libbpf, reasons
 from datapath.constants import DepartureStep, Meeting, Obstacle, Place, Side
 from datapath.maps import Maps
@@ -26,7 +27,7 @@ _REDIRECTED, _BEHIND = "REDIRECTED", "READER_BEHIND"
 
 
 class Leaver:
-    """A thread that looks at all streams about once a second, and takes senders out step by step."""
+    """A thread that looks at all streams about twice a second, and takes senders out step by step."""
 
     def __init__(
         self,
@@ -44,7 +45,7 @@ class Leaver:
         self._counted = (0, 0)
         self._counted_at = 0.0
         self._looks: Counter[SocketKey] = Counter()  # at which each departure was tried
-        self._resting: dict[SocketKey, float] = {}
+        self._resting: dict[SocketKey, Staying] = {}
 
     def run(self, stop: threading.Event) -> None:
         took = 0.0
@@ -56,9 +57,13 @@ class Leaver:
                 self._log("error", "streams not looked at", fault=str(fault))
             took = time.monotonic() - began
 
+    def staying(self) -> Mapping[SocketKey, Staying]:
+        """The senders that could not leave, as of the last look; may be called from any thread."""
+        return dict(self._resting)
+
     def look(self, now: float) -> None:
         """Once: choose, and try the next steps of all that are chosen. now: seconds."""
-        self._resting = {key: until for key, until in self._resting.items() if until > now}
+        self._resting = {key: one for key, one in self._resting.items() if one.until > now}
         chosen = self._chosen(now)
         if SMALL_MESSAGES in chosen.values():
             apart = _on_two_cpus(self._maps.redirect.sockets())
@@ -97,9 +102,10 @@ class Leaver:
             self._looks[key] += 1
             if self._looks[key] > self._limits.patience:
                 self._maps.departures.give_up(key)
-                self._resting[key] = now + self._limits.rest
+                told = _told(stream, departure)
+                self._resting[key] = Staying(told["reason"], told["obstacle"], now + self._limits.rest)
                 del self._looks[key]
-                self._log("info", "sender does not leave redirect", **_told(stream, departure))
+                self._log("info", "sender does not leave redirect", **told)
             pods.setdefault(_endpoint(key, stream), []).append(key)
         for endpoint, keys in pods.items():
             try:
@@ -153,7 +159,7 @@ def _endpoint(key: SocketKey, stream: Stream) -> int:
     return stream.client_endpoint if key.side == Side.CLIENT else stream.server_endpoint
 
 
-def _told(stream: Stream, departure: Departure) -> dict[str, object]:
+def _told(stream: Stream, departure: Departure) -> dict[str, str]:
     return {
         "client": f"{stream.client}:{stream.client_port}",
         "server": f"{stream.server}:{stream.server_port}",

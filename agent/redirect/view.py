@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from agent.redirect import explain, selftest
-from agent.redirect.explain import End, Switches
+from agent.redirect.explain import End, Staying, Switches
 from datapath import reasons
 from datapath.constants import ConfigFlag, Place
 from datapath.maps import Maps
 from datapath.maps.redirect import RedirectConnection
+from datapath.redirect_tables import SocketKey
 
 AGAIN_SECONDS = 60.0
 _REDIRECTED, _ACCELERATED = "REDIRECTED", "ACCELERATED"
@@ -42,9 +43,15 @@ class RedirectView:
     """Reads the datapath's maps; safe to use from many threads."""
 
     def __init__(
-        self, maps: Maps, plain_ports: Callable[[], frozenset[int]], log: Callable[..., None]
+        self,
+        maps: Maps,
+        plain_ports: Callable[[], frozenset[int]],
+        staying: Callable[[], Mapping[SocketKey, Staying]],
+        log: Callable[..., None],
     ) -> None:
+        """`staying`: the senders that would be better off with TCP and cannot leave."""
         self._maps = maps
+        self._staying = staying
         self._plain_ports = plain_ports
         self._log = log
         self.tested = selftest.NOT_YET
@@ -85,13 +92,15 @@ class RedirectView:
         known = self._connections()
         known += explain.older(self._maps.conntrack.live(), known, names, now)
         chosen = explain.between(known, source, target, port)
+        staying = self._staying()
         answer: dict[str, Any] = {
             "source": source.name if source else "",
             "target": target.name if target else "",
             "port": port,
             "next": None,
             "connections": [
-                explain.describe(one, names, now) for one in sorted(chosen, key=lambda one: one.opened)
+                explain.describe(one, names, now, staying)
+                for one in sorted(chosen, key=lambda one: one.opened)
             ],
         }
         if source and target:

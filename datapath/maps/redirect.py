@@ -39,8 +39,8 @@ class RedirectConnection:
     Addresses and ports as the client sees them (a server's end that was not paired: as it sees them). An
     endpoint id is 0 for an end that is no pod of this node. sides: the ends whose sockets are alive.
     accelerated: both ends are enrolled. reason: why not, None when accelerated. opened: CLOCK_MONOTONIC,
-    nanoseconds. A connection of a pod that is not listed at all is older than the datapath
-    (`before-agent`).
+    nanoseconds. cookie, generation: of the keys of its streams. A connection of a pod that is not listed at
+    all is older than the datapath (`before-agent`).
     """
 
     client: Address
@@ -53,6 +53,8 @@ class RedirectConnection:
     accelerated: bool
     reason: reasons.Reason | None
     opened: int
+    cookie: int = 0
+    generation: int = 0
     from_client: Direction = field(default_factory=Direction)
     from_server: Direction = field(default_factory=Direction)
 
@@ -123,6 +125,8 @@ def _connection(ends: dict[int, SocketState], streams: dict[SocketKey, Stream]) 
         accelerated=accelerated,
         reason=None if accelerated else reasons.by_number().get(refused),
         opened=state.opened,
+        cookie=state.cookie,
+        generation=state.generation,
         from_client=_direction(from_client),
         from_server=_direction(from_server),
     )

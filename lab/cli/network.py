@@ -188,6 +188,9 @@ def _show_explanation(found: dict[str, Any]) -> None:
         print("no open connection")
     for reason, why in sorted({(one["reason"], one["why"]) for one in found["connections"] if one["reason"]}):
         print(f"{reason}: {why}")
+    for one in rows:
+        if one["note"]:
+            print(f"{one['client']}: {one['note']}")
     new = found["next"]
     if new is not None:
         plain = f"would stay with TCP: {new['reason']}: {new['why']}"

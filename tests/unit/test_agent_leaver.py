@@ -244,6 +244,9 @@ def test_a_sender_that_cannot_leave_is_let_be_for_a_while(agent: Agent, kernel: 
     assert not kernel.entries
     (told,) = agent.log
     assert (told["message"], told["obstacle"]) == ("sender does not leave redirect", "in-use")
+    assert {name: (one.reason, one.obstacle) for name, one in agent.leaver.staying().items()} == {
+        key(): ("small-messages", "in-use")
+    }
     steps = kernel.steps
     for _ in range(int(LIMITS.rest) - 1):
         agent.look(MANY)
@@ -251,6 +254,7 @@ def test_a_sender_that_cannot_leave_is_let_be_for_a_while(agent: Agent, kernel: 
     kernel.obstacles = []
     agent.look(MANY)
     assert agent.log[-1]["message"] == "sender has left redirect"
+    assert agent.leaver.staying() == {}
 
 
 def test_small_messages_stay_redirected_where_both_ends_share_a_cpu(agent: Agent, kernel: Kernel) -> None:

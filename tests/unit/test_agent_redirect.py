@@ -22,13 +22,14 @@ from agent.node.server import Flows
 from agent.outbox import Outbox
 from agent.planes.base import Change, Kind
 from agent.redirect import explain, selftest
-from agent.redirect.explain import End, Switches
+from agent.redirect.explain import End, Staying, Switches
 from agent.redirect.view import RedirectView
 from datapath import reasons, tables
-from datapath.constants import ConfigFlag, ConntrackFlag, NamespaceFlag, Place, Side
+from datapath.constants import ConfigFlag, ConntrackFlag, NamespaceFlag, Obstacle, Place, Side
 from datapath.constants import Direction as Towards
 from datapath.maps.metrics import Count
 from datapath.maps.redirect import Direction, RedirectConnection
+from datapath.redirect_tables import SocketKey
 from tests.fake_kernel import FakeKernel
 from tests.unit.test_agent_command import Watches
 from tests.unit.test_agent_engine import Bench, labelled, pod
@@ -67,6 +68,7 @@ class Maps:
 
     def __init__(self) -> None:
         self.connections = [connection(), PLAIN]
+        self.staying: dict[SocketKey, Staying] = {}
         self.tracked: list[tuple[tables.FlowKey, tables.ConntrackEntry]] = []
         self.redirect = SimpleNamespace(connections=lambda: list(self.connections))
         self.conntrack = SimpleNamespace(live=lambda: list(self.tracked))
@@ -91,7 +93,12 @@ def maps() -> Maps:
 
 @pytest.fixture
 def view(maps: Maps) -> RedirectView:
-    return RedirectView(maps, lambda: frozenset({3306}), lambda *_, **__: None)  # type: ignore[arg-type]
+    return RedirectView(
+        maps,  # type: ignore[arg-type]
+        lambda: frozenset({3306}),
+        lambda: maps.staying,
+        lambda *_, **__: None,
+    )
 
 
 # Who opts out
@@ -193,6 +200,29 @@ def test_connections_are_told_with_their_reasons_and_counts(view: RedirectView) 
     assert view.explain(TARGET, SOURCE, 0, {})["connections"] == []
 
 
+def test_a_sender_that_should_leave_and_cannot_is_told_with_what_keeps_it(
+    maps: Maps, answers: Answers
+) -> None:
+    maps.connections = [connection(cookie=7, generation=1), PLAIN]
+    assert [one["note"] for one in answers.answer("explain", {})["connections"]] == ["", ""]
+    sender = SocketKey(cookie=7, generation=1, side=Side.SERVER)
+    maps.staying = {sender: Staying("small-messages", "in-use", 1.0)}
+    answer = answers.answer("explain", {})
+    kept, other = answer["connections"]
+    assert (kept["from_server"]["better_by_tcp"], kept["from_server"]["obstacle"]) == (
+        "small-messages",
+        "in-use",
+    )
+    assert (kept["from_client"]["better_by_tcp"], other["note"]) == ("", "")
+    said = f"{A}:40000: its server would be better off with TCP (small-messages) but stays: a program waits"
+    assert said in command.show_explain(answer)
+
+
+@pytest.mark.parametrize("obstacle", [one for one in Obstacle if one is not Obstacle.NONE])
+def test_every_obstacle_has_words(obstacle: Obstacle) -> None:
+    assert explain.OBSTACLES[obstacle.name.lower().replace("_", "-")]
+
+
 def tracked(client_port: int, flags: ConntrackFlag = ConntrackFlag.SEEN_REPLY, **more: Any) -> Any:
     key = tables.FlowKey(local=A, peer=B, local_port=client_port, peer_port=80, protocol=6, endpoint=1)
     numbers: dict[str, Any] = dict.fromkeys(
@@ -277,7 +307,7 @@ def test_the_self_test_judges_what_it_sees(found: list[RedirectConnection], work
 def test_a_switched_off_node_is_not_tried(maps: Maps) -> None:
     said: list[tuple[str, str]] = []
     maps.flags = ConfigFlag.NONE
-    view = RedirectView(maps, frozenset, lambda level, event, **_: said.append((level, event)))  # type: ignore[arg-type]
+    view = RedirectView(maps, frozenset, dict, lambda level, event, **_: said.append((level, event)))  # type: ignore[arg-type]
     stop = threading.Event()
     threading.Timer(0.05, stop.set).start()
     view.run(stop)

@@ -221,6 +221,7 @@ EXPLAINED = {
             "accelerated": False,
             "reason": "sent-first",
             "why": "bytes left before both ends were ready",
+            "note": "its client would be better off with TCP (slow-reader) but stays",
             "age_seconds": 1.0,
             "from_client": {"messages": 0, "bytes": 0, "tcp_bytes": 7},
             "from_server": {"messages": 0, "bytes": 0, "tcp_bytes": 9},
@@ -246,6 +247,7 @@ def test_explain_asks_the_node_of_the_source(
     assert [one for one in nodes.asked if "explain" in one[1]] == [("node-2", asked)]
     assert "sent-first: bytes left before both ends were ready" in out
     assert "would stay with TCP: opted-out" in out
+    assert "blue/b 10.244.1.2:4000: its client would be better off with TCP (slow-reader) but stays" in out
     status, out, _ = run(capsys, "explain", "blue/b", "-o", "json")
     assert json.loads(out)["connections"][0]["node"] == "node-2"
     assert run(capsys, "explain", "blue/nobody")[0] == ExitCode.NOT_THERE

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -223,25 +223,28 @@ while got := len(end.recv(65536)): total += got
 end.sendall(str(total).encode())
 """
 #: Sends messages of 64 bytes until its input ends; prints what it has sent, and what the server says of it.
+#: With a third word it waits for that in `recv()` from the beginning on.
 STREAM = """
-import os, select, socket, sys
+import os, select, socket, sys, threading
 os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-end, sent = socket.create_connection((sys.argv[1], int(sys.argv[2]))), 0
+end, sent, answer = socket.create_connection((sys.argv[1], int(sys.argv[2]))), 0, []
 print(end.getsockname()[1], flush=True)
+reader = threading.Thread(target=lambda: answer.append(end.recv(100)))
+if sys.argv[3:]: reader.start()
 while sent % 6400 or not select.select([0], [], [], 0)[0]: sent += end.send(b'x' * 64)
 end.shutdown(socket.SHUT_WR)
-select.select([end], [], [])
-print(sent, end.recv(100).decode(), flush=True)
+if not sys.argv[3:]: select.select([end], [], []), reader.start()
+reader.join()
+print(sent, answer[0].decode(), flush=True)
 """
 DRAIN_PORT = 9500
 
 
-def test_a_stream_of_small_messages_gets_tcp_back(
-    close: Pods, command: LabCommand, evidence: Evidence
-) -> None:
-    """A one-way stream of small messages, which TCP carries quicker, leaves redirect and loses no byte"""
-    if close.cluster.slowness > 1:
-        pytest.skip("an emulated processor sends too few messages a second")
+@contextlib.contextmanager
+def _one_way_stream(close: Pods, port: int, *words: str) -> Iterator[tuple[str, Callable[[], list[int]]]]:
+    """A stream of small messages that goes on: its client's port, and what ends it and tells the bytes that
+    were sent and received.
+    """
     with contextlib.ExitStack() as ending:
 
         def start(pod: str, code: str, *words: str) -> subprocess.Popen[str]:
@@ -257,23 +260,64 @@ def test_a_stream_of_small_messages_gets_tcp_back(
             assert process.stdout
             return process.stdout.readline().strip()
 
-        assert line(start(SERVER, DRAIN, str(DRAIN_PORT))) == "ready"
-        sender = start(CLIENT, STREAM, close.address(SERVER), str(DRAIN_PORT))
-        port = line(sender)
+        assert line(start(SERVER, DRAIN, str(port))) == "ready"
+        sender = start(CLIENT, STREAM, close.address(SERVER), str(port), *words)
+
+        def end() -> list[int]:
+            assert sender.stdin
+            sender.stdin.close()
+            return [int(count) for count in line(sender).split()]
+
+        yield line(sender), end
+
+
+def _stream_explained(close: Pods, command: LabCommand, client_port: str) -> dict[str, Any] | None:
+    found = command.json("explain", f"{close.namespace}/{CLIENT}", f"{close.namespace}/{SERVER}")
+    ours = [one for one in found["connections"] if one["client"].endswith(f":{client_port}")]
+    return ours[0] if ours else None
+
+
+def _needs_many_messages(close: Pods) -> None:
+    if close.cluster.slowness > 1:
+        pytest.skip("an emulated processor sends too few messages a second")
+
+
+def test_a_stream_of_small_messages_gets_tcp_back(
+    close: Pods, command: LabCommand, evidence: Evidence
+) -> None:
+    """A one-way stream of small messages, which TCP carries quicker, leaves redirect and loses no byte"""
+    _needs_many_messages(close)
+    with _one_way_stream(close, DRAIN_PORT) as (port, end):
 
         def left() -> dict[str, Any] | None:
-            found = command.json("explain", f"{close.namespace}/{CLIENT}", f"{close.namespace}/{SERVER}")
-            mine = [one for one in found["connections"] if one["client"].endswith(f":{port}")]
-            return next((one for one in mine if one["reason"]), None)
+            found = _stream_explained(close, command, port)
+            return found if found and found["reason"] else None
 
         seen = until(left, "its sender leaves redirect", 30)
         assert (seen["accelerated"], seen["reason"]) == (False, "small-messages")
-        assert sender.stdin
-        sender.stdin.close()
-        sent, received = line(sender).split()
+        sent, received = end()
     evidence(f"{seen['why']}; {sent} bytes sent, {received} received")
-    assert sent == received
-    assert int(sent) > seen["from_client"]["bytes"] > 0
+    assert sent == received > seen["from_client"]["bytes"] > 0
+
+
+def test_why_a_sender_stays_in_redirect_is_told(close: Pods, command: LabCommand, evidence: Evidence) -> None:
+    """A sender that would be better off with TCP and waits in recv() cannot leave; explain says so"""
+    _needs_many_messages(close)
+    with _one_way_stream(close, DRAIN_PORT + 1, "waits") as (port, end):
+
+        def kept() -> dict[str, Any] | None:
+            found = _stream_explained(close, command, port)
+            return found if found and found["note"] else None
+
+        seen = until(kept, "it was asked to leave for long enough", 60)
+        assert seen["accelerated"]
+        assert (seen["from_client"]["better_by_tcp"], seen["from_client"]["obstacle"]) == (
+            "small-messages",
+            "in-use",
+        )
+        sent, received = end()
+    evidence(f"{seen['note']}; {sent} bytes sent, {received} received")
+    assert sent == received > seen["from_client"]["bytes"] > 0
 
 
 def test_metrics_tell_accelerated_connections_apart(close: Pods, lab: Rendered, evidence: Evidence) -> None:
