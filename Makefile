@@ -18,9 +18,10 @@ help: ## List these commands
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-14s %s\n", $$1, $$2 }'
 
 # VMS=1 asks for what virtual machines need on the host, too, and for all tests on them; VMS=core for those that a run
-# of the whole suite has time for.
+# of the whole suite has time for, which it does unless VMS=0 says otherwise.
 VMS ?=
 export UNDERPASS_VMS = $(VMS)
+test: export UNDERPASS_VMS = $(or $(VMS),$(if $(T),,core))
 
 .PHONY: setup
 setup: ## Install what the host lacks, make .venv with the lab command

@@ -39,10 +39,13 @@ def test_the_whole_suite_is_every_part_in_one_run_after_its_artifacts() -> None:
 @pytest.mark.parametrize(
     ("words", "asked"),
     [
-        (("test",), ""),
-        (("test", "VMS=core"), "core"),
+        (("test",), "core"),
+        (("test", "VMS=0"), "0"),
+        (("test", "VMS=1"), "1"),
+        (("test", "T=a"), ""),
         (("test", "T=a", "VMS=1"), "1"),
         (("setup",), ""),
+        (("setup", "VMS=1"), "1"),
     ],
 )
 def test_virtual_machines_are_had_where_they_are_asked_for(
@@ -129,63 +132,74 @@ def test_ci_runs_make_test_whole_and_passes_its_status_on(
     assert phases["all"] == result
 
 
-SUITE = """\
+ELSEWHERE = ("tests/bpf", "tests/lab/provider", "tests/lab/test_artifacts.py")
+APART = f"-v {' '.join(ELSEWHERE)}"
+MACHINES = "-v tests/lab/vms"
+HERE = " ".join(["-v tests/unit tests/lab", *(f"--ignore={part}" for part in (*ELSEWHERE, "tests/lab/vms"))])
+
+SUITE = f"""\
 printf '%s\n' "$(nice): $*" >> "$RECORD"
 case $* in
-    "-v tests/lab/vms") until [ -e "$RECORD.go" ]; do sleep 0.01; done; echo machines; exit "$MACHINES" ;;
-    *) touch "$RECORD.go"; echo others; exit "$OTHERS" ;;
+    "{MACHINES}") until [ -e "$RECORD.go" ]; do sleep 0.01; done; echo machines; exit "$MACHINES" ;;
+    "{APART}") until [ -e "$RECORD.go" ]; do sleep 0.01; done; echo apart; exit "$APART" ;;
+    *) touch "$RECORD.go"; echo here; exit "$HERE" ;;
 esac
 """
 
 
 def suite(
-    checkout: Path, tmp_path: Path, vms: str, others: int = 0, machines: int = 0
-) -> tuple[int, str, set[str]]:
+    checkout: Path, tmp_path: Path, vms: str, here: int = 0, machines: int = 0, apart: int = 0
+) -> tuple[int, list[str], list[str]]:
     """Status, output and what was run by `.ci/suite` with a pytest that is none."""
     fake(tmp_path / "bin", "pytest", SUITE)
     record = tmp_path / "record"
     done = subprocess.run(
-        [checkout / ".ci" / "suite", "pytest", "-v", "tests/unit", "tests/lab"],
+        [checkout / ".ci" / "suite", "pytest", "-v", "tests/unit", "tests/bpf", "tests/lab"],
         cwd=checkout,
         env=with_programs(
             tmp_path / "bin",
             RECORD=str(record),
             UNDERPASS_VMS=vms,
-            OTHERS=str(others),
+            HERE=str(here),
             MACHINES=str(machines),
+            APART=str(apart),
         ),
         capture_output=True,
         text=True,
         check=False,
         timeout=60,
     )
-    return done.returncode, done.stdout, set(record.read_text().splitlines())
+    return done.returncode, done.stdout.splitlines(), record.read_text().splitlines()
 
 
-@pytest.mark.parametrize(("others", "machines", "status"), [(0, 0, 0), (3, 0, 3), (0, 4, 4), (3, 4, 3)])
-def test_virtual_machines_run_beside_the_rest_of_the_suite_and_give_way_to_it(
-    checkout: Path, tmp_path: Path, others: int, machines: int, status: int
+@pytest.mark.parametrize(
+    ("here", "machines", "apart", "status"),
+    [(0, 0, 0, 0), (3, 0, 0, 3), (0, 4, 0, 4), (0, 0, 5, 5), (3, 4, 5, 3), (0, 4, 5, 5)],
+)
+def test_virtual_machines_and_what_needs_no_lab_run_beside_the_rest_of_the_suite(
+    checkout: Path, tmp_path: Path, here: int, machines: int, apart: int, status: int
 ) -> None:
-    ended, said, ran = suite(checkout, tmp_path, "core", others, machines)
+    ended, said, ran = suite(checkout, tmp_path, "core", here, machines, apart)
     assert ended == status
     mine = os.nice(0)
-    rest = "-v tests/unit tests/lab --ignore=tests/lab/vms"
-    assert ran == {"19: -v tests/lab/vms", f"{mine}: {rest}"}
-    assert [line for line in said.splitlines() if line in ("machines", "others")] == ["others", "machines"]
+    assert sorted(ran) == sorted([f"19: {MACHINES}", f"{mine}: {APART}", f"{mine}: {HERE}"])
+    assert ran.index(f"19: {MACHINES}") < ran.index(f"{mine}: {APART}")
+    assert [line for line in said if line in ("machines", "here", "apart")] == ["here", "machines", "apart"]
 
 
 @pytest.mark.parametrize("vms", ["", "0"])
-def test_a_suite_without_virtual_machines_is_the_rest_alone(checkout: Path, tmp_path: Path, vms: str) -> None:
-    ended, said, ran = suite(checkout, tmp_path, vms, others=3)
+def test_a_suite_without_virtual_machines_is_the_rest(checkout: Path, tmp_path: Path, vms: str) -> None:
+    ended, said, ran = suite(checkout, tmp_path, vms, here=3)
     assert ended == 3
-    assert said == "others\n"
-    assert len(ran) == 1
+    assert [line for line in said if not line.startswith("the tests above")] == ["here", "apart"]
+    assert len(ran) == 2
 
 
 def test_an_interrupted_suite_waits_until_its_machines_are_gone(checkout: Path, tmp_path: Path) -> None:
-    script = """\
+    script = f"""\
 case $* in
-    "-v tests/lab/vms") trap 'echo taken down; exit 2' INT; touch "$RECORD"; while :; do sleep 0.01; done ;;
+    "{MACHINES}") trap 'echo taken down; exit 2' INT; touch "$RECORD"; while :; do sleep 0.01; done ;;
+    "{APART}") echo went on ;;
     *) until [ -e "$RECORD" ]; do sleep 0.01; done; trap '' INT; kill -INT 0; exit 2 ;;
 esac
 """
@@ -203,6 +217,7 @@ esac
     )
     assert done.returncode == 130
     assert "taken down" in done.stdout
+    assert "went on" not in done.stdout
 
 
 def test_a_phase_passes_arguments_and_status_through(tmp_path: Path) -> None:
