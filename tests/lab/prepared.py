@@ -60,7 +60,10 @@ class Prepared:
         assert "configmap/later" not in self._names("configmaps")
         assert self._names("pods") == {"pod/asks", "pod/open", "pod/shut"}
         self._cluster.kubectl("create", "-n", NAMESPACE, "configmap", "again")
+        self.serves()
 
+    def serves(self) -> None:
+        """Leases, certificates, pods and policy agree."""
         # Leases are renewed by kubelets of now; certificates open the API, and exec by way of it.
         until(self._renewed, "every node's lease is renewed")
 

@@ -132,10 +132,17 @@ def test_ci_runs_make_test_whole_and_passes_its_status_on(
     assert phases["all"] == result
 
 
-ELSEWHERE = ("tests/bpf", "tests/lab/provider", "tests/lab/test_artifacts.py")
+ELSEWHERE = (
+    "tests/bpf",
+    "tests/lab/provider",
+    "tests/lab/test_artifacts.py",
+    "tests/lab/lifecycle/test_60_offline.py",
+    "tests/lab/lifecycle/test_70_own_lab.py",
+)
 APART = f"-v {' '.join(ELSEWHERE)}"
 MACHINES = "-v tests/lab/vms"
 HERE = " ".join(["-v tests/unit tests/lab", *(f"--ignore={part}" for part in (*ELSEWHERE, "tests/lab/vms"))])
+
 
 SUITE = f"""\
 printf '%s\n' "$(nice): $*" >> "$RECORD"
