@@ -37,7 +37,7 @@ class Limits:
     behind_bytes_per_second: int = 4 << 20
     one_way: int = 100
     tries: int = 50
-    patience: int = 10
+    patience: int = 5
     rest: float = 300.0
 
 

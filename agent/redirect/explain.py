@@ -64,15 +64,13 @@ def forecast(source: End, target: End, port: int, switches: Switches) -> str | N
 
 @dataclass(frozen=True, slots=True)
 class Staying:
-    """A sender that would be better off with TCP and could not leave redirect.
+    """A sender that would be better off with TCP and could not leave redirect yet.
 
-    reason: why it should leave, a reason's name; obstacle: what was in the way, a key of `OBSTACLES`; until:
-    not before then is it asked again, seconds, monotonic.
+    reason: why it should leave, a reason's name; obstacle: what was in the way, a key of `OBSTACLES`.
     """
 
     reason: str
     obstacle: str
-    until: float
 
 
 #: What keeps a socket in redirect, as `explain` says it.

@@ -45,7 +45,8 @@ class Leaver:
         self._counted = (0, 0)
         self._counted_at = 0.0
         self._looks: Counter[SocketKey] = Counter()  # at which each departure was tried
-        self._resting: dict[SocketKey, Staying] = {}
+        self._resting: dict[SocketKey, float] = {}
+        self._staying: dict[SocketKey, Staying] = {}
 
     def run(self, stop: threading.Event) -> None:
         took = 0.0
@@ -59,11 +60,11 @@ class Leaver:
 
     def staying(self) -> Mapping[SocketKey, Staying]:
         """The senders that could not leave, as of the last look; may be called from any thread."""
-        return dict(self._resting)
+        return dict(self._staying)
 
     def look(self, now: float) -> None:
         """Once: choose, and try the next steps of all that are chosen. now: seconds."""
-        self._resting = {key: one for key, one in self._resting.items() if one.until > now}
+        self._resting = {key: until for key, until in self._resting.items() if until > now}
         chosen = self._chosen(now)
         if SMALL_MESSAGES in chosen.values():
             apart = _on_two_cpus(self._maps.redirect.sockets())
@@ -91,6 +92,8 @@ class Leaver:
 
     def _proceed(self, now: float) -> None:
         waiting = self._maps.departures.entries.read()
+        for key in [key for key in self._staying if key not in waiting and key not in self._resting]:
+            del self._staying[key]
         for key in [key for key in self._looks if key not in waiting]:
             del self._looks[key]
         pods: dict[int, list[SocketKey]] = {}
@@ -102,10 +105,9 @@ class Leaver:
             self._looks[key] += 1
             if self._looks[key] > self._limits.patience:
                 self._maps.departures.give_up(key)
-                told = _told(stream, departure)
-                self._resting[key] = Staying(told["reason"], told["obstacle"], now + self._limits.rest)
+                self._resting[key] = now + self._limits.rest
                 del self._looks[key]
-                self._log("info", "sender does not leave redirect", **told)
+                self._log("info", "sender does not leave redirect", **_told(stream, departure))
             pods.setdefault(_endpoint(key, stream), []).append(key)
         for endpoint, keys in pods.items():
             try:
@@ -133,8 +135,11 @@ class Leaver:
             stream = self._maps.redirect.streams.get(key)
             if found.step == DepartureStep.LEFT:
                 entries.delete(key)
+                self._staying.pop(key, None)
                 if stream:
                     self._log("info", "sender has left redirect", **_told(stream, found))
+            elif found.obstacle != Obstacle.NONE:
+                self._staying[key] = Staying(_reason(found), _obstacle(found))
 
 
 def _has_to_wait(departure: Departure) -> bool:
@@ -164,9 +169,17 @@ def _told(stream: Stream, departure: Departure) -> dict[str, str]:
         "client": f"{stream.client}:{stream.client_port}",
         "server": f"{stream.server}:{stream.server_port}",
         "side": Side(stream.side).name.lower(),
-        "reason": reasons.by_number()[departure.reason].name,
-        "obstacle": Obstacle(departure.obstacle).name.lower().replace("_", "-"),
+        "reason": _reason(departure),
+        "obstacle": _obstacle(departure),
     }
+
+
+def _reason(departure: Departure) -> str:
+    return reasons.by_number()[departure.reason].name
+
+
+def _obstacle(departure: Departure) -> str:
+    return Obstacle(departure.obstacle).name.lower().replace("_", "-")
 
 
 _PLACES = {field: at for field, at, _ in Stream.layout().fields}

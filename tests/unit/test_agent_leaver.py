@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.redirect.choice import SLOW_READER, SMALL_MESSAGES, Carried, Limits, Watch, better_by_tcp
+from agent.redirect.explain import Staying
 from agent.redirect.leaver import Leaver, carried
 from datapath import libbpf, reasons
 from datapath.constants import DepartureStep, Meeting, Obstacle, Side
@@ -239,18 +240,20 @@ def test_unread_bytes_are_waited_for_until_the_next_look(agent: Agent, kernel: K
 @needs_root
 def test_a_sender_that_cannot_leave_is_let_be_for_a_while(agent: Agent, kernel: Kernel) -> None:
     kernel.obstacles = [Obstacle.IN_USE] * 100
-    for _ in range(LIMITS.looks + 1 + LIMITS.patience):
+    for _ in range(LIMITS.looks):
         agent.look(MANY)
+    assert agent.leaver.staying() == {}
+    for _ in range(1 + LIMITS.patience):
+        agent.look(MANY)
+        assert agent.leaver.staying() == {key(): Staying("small-messages", "in-use")}
     assert not kernel.entries
     (told,) = agent.log
     assert (told["message"], told["obstacle"]) == ("sender does not leave redirect", "in-use")
-    assert {name: (one.reason, one.obstacle) for name, one in agent.leaver.staying().items()} == {
-        key(): ("small-messages", "in-use")
-    }
     steps = kernel.steps
     for _ in range(int(LIMITS.rest) - 1):
         agent.look(MANY)
     assert kernel.steps == steps
+    assert agent.leaver.staying() == {key(): Staying("small-messages", "in-use")}
     kernel.obstacles = []
     agent.look(MANY)
     assert agent.log[-1]["message"] == "sender has left redirect"

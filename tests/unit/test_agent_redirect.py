@@ -206,7 +206,7 @@ def test_a_sender_that_should_leave_and_cannot_is_told_with_what_keeps_it(
     maps.connections = [connection(cookie=7, generation=1), PLAIN]
     assert [one["note"] for one in answers.answer("explain", {})["connections"]] == ["", ""]
     sender = SocketKey(cookie=7, generation=1, side=Side.SERVER)
-    maps.staying = {sender: Staying("small-messages", "in-use", 1.0)}
+    maps.staying = {sender: Staying("small-messages", "in-use")}
     answer = answers.answer("explain", {})
     kept, other = answer["connections"]
     assert (kept["from_server"]["better_by_tcp"], kept["from_server"]["obstacle"]) == (

@@ -222,16 +222,20 @@ total = 0
 while got := len(end.recv(65536)): total += got
 end.sendall(str(total).encode())
 """
-#: Sends messages of 64 bytes until its input ends; prints what it has sent, and what the server says of it.
-#: With a third word it waits for that in `recv()` from the beginning on.
+#: Sends messages of 64 bytes until its input ends, not more than its reader can take; prints what it has
+#: sent, and what the server says of it. With a third word it waits for that in `recv()` from the beginning
+#: on, again where that says EAGAIN (docs/redirect.md, "Where it differs from TCP").
 STREAM = """
-import os, select, socket, sys, threading
+import contextlib, os, select, socket, sys, threading
 os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 end, sent, answer = socket.create_connection((sys.argv[1], int(sys.argv[2]))), 0, []
 print(end.getsockname()[1], flush=True)
-reader = threading.Thread(target=lambda: answer.append(end.recv(100)))
+def read():
+    while not answer:
+        with contextlib.suppress(BlockingIOError): answer.append(end.recv(100))
+reader = threading.Thread(target=read)
 if sys.argv[3:]: reader.start()
-while sent % 6400 or not select.select([0], [], [], 0)[0]: sent += end.send(b'x' * 64)
+while not select.select([0], [], [], 0.005)[0]: sent += sum(end.send(b'x' * 64) for _ in range(200))
 end.shutdown(socket.SHUT_WR)
 if not sys.argv[3:]: select.select([end], [], []), reader.start()
 reader.join()
