@@ -7,11 +7,14 @@ from pathlib import Path
 from lab import builds
 from lab.doctor.finding import Probe, Seen, fail, ok, warn
 from lab.doctor.present import running
+from lab.providers.vagrant import settings
 from lab.render import Rendered
 
 #: MiB that a node takes when idle (container runtime, kubelet, systemd), and what a control plane adds.
 NODE_MIB = 250
 CONTROL_PLANE_MIB = 500
+#: MiB that an emulator takes beside its machine's own: what it has translated is kept (QEMU 7: up to 1 GiB).
+EMULATOR_MIB = 1024
 #: MiB that the largest link of the builds takes at its peak.
 BUILD_MIB = 3000
 
@@ -25,15 +28,21 @@ def memory(lab: Rendered) -> Seen:
     known = _fields(Path("/proc/meminfo").read_text(encoding="ascii"))
     limit = _limit(Path("/proc/self/cgroup").read_text(encoding="ascii"))
     building = any(recipe.name not in builds.locate() for recipe in builds.needed())
-    lab_takes = NODE_MIB * len(lab.nodes) + CONTROL_PLANE_MIB
     up = running(lab) == len(lab.nodes)
-    takes = max(lab_takes, BUILD_MIB if building else 0)
+    takes = max(taken(lab), BUILD_MIB if building else 0)
     return judge(
         total=min([known["MemTotal"] + known.get("SwapTotal", 0), *limit]),
         free=known["MemAvailable"] + known.get("SwapFree", 0),
         takes=takes,
         is_up=up and not building,
     )
+
+
+def taken(lab: Rendered) -> int:
+    """MiB that the lab takes when it is up and idle."""
+    if lab.provider == "vagrant":
+        return sum(settings.memory(lab, node) + EMULATOR_MIB for node in lab.nodes)
+    return NODE_MIB * len(lab.nodes) + CONTROL_PLANE_MIB
 
 
 def judge(*, total: int, free: int, takes: int, is_up: bool) -> Seen:

@@ -22,7 +22,7 @@ from lab.doctor.disks import Want, room
 from lab.doctor.finding import Finding, Probe, Seen, fail, ok
 from lab.doctor.network import Addresses
 from lab.doctor.subnets import Route
-from lab.labfile import LabFile
+from lab.labfile import LabFile, parse
 from lab.render import Rendered, render
 
 
@@ -230,6 +230,23 @@ def test_memory_is_judged_by_the_total_and_before_the_lab_is_up_by_what_is_free(
     total: int, free: int, is_up: bool, status: str
 ) -> None:
     assert memory.judge(total=total, free=free, takes=1000, is_up=is_up).status == status
+
+
+@pytest.mark.parametrize(
+    ("provider", "second", "mib"),
+    [
+        ("nspawn", "", 1000),
+        ("vagrant", "", 3072 + 2048 + 2 * memory.EMULATOR_MIB),
+        ("vagrant", ", memory: 4GiB", 3072 + 4096 + 2 * memory.EMULATOR_MIB),
+    ],
+)
+def test_machines_take_the_memory_that_they_are_given(provider: str, second: str, mib: int) -> None:
+    nodes = f"[{{name: a, roles: [control-plane]}}, {{name: b, roles: [worker]{second}}}]"
+    parsed, faults = parse(
+        f"apiVersion: underpass.dev/v1\nkind: Lab\nid: a\nprovider: {provider}\nnodes: {nodes}\n"
+    )
+    assert parsed, faults
+    assert memory.taken(render(parsed)) == mib
 
 
 def test_the_tightest_limit_of_our_own_control_groups_counts(tmp_path: Path) -> None:

@@ -84,6 +84,11 @@ def _box(lab: Rendered, image: Path) -> dict[str, Any]:
     }
 
 
+def memory(lab: Rendered, node: RenderedNode) -> int:
+    """What the machine of `node` has, in MiB."""
+    return node.memory or MEMORY[node == lab.control_plane]
+
+
 def _node(lab: Rendered, disks: Disks, node: RenderedNode, driver: Acceleration) -> dict[str, Any]:
     plane = node == lab.control_plane
     # Emulated processors share the host's poorly: one is the quickest, but for the node that all wait for.
@@ -94,7 +99,7 @@ def _node(lab: Rendered, disks: Disks, node: RenderedNode, driver: Acceleration)
         "mac": node.mac.replace(":", ""),
         "management_mac": management_mac(node),
         "cpus": max(1, round(node.cpus)) if node.cpus else processors,
-        "memory": node.memory or MEMORY[plane],
+        "memory": memory(lab, node),
         "identity": str(disks.identity(node.name)),
         "console": str(disks.console(node.name)),
         "rendered": asdict(node),

@@ -35,6 +35,8 @@ def needs_machines(lab: Rendered, *, core: bool = False) -> None:
     findings = {finding.id: finding for finding in doctor.examine(lab)}
     if findings["vm-guest"].status == "fail":
         pytest.skip(f"no virtual machines here: {findings['vm-guest'].evidence}")
+    if findings["memory"].status != "ok":
+        pytest.skip(f"no room for virtual machines here: {findings['memory'].evidence}")
 
 
 def vagrant(home: Path, *words: str, **env: str) -> str:
