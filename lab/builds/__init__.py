@@ -13,6 +13,7 @@ from lab.builds import (
     controller,
     envoy,
     gomod,
+    hostbox,
     image,
     kernels,
     nodepython,
@@ -36,10 +37,11 @@ def recipes(store: Store | None = None) -> list[Recipe]:
     images = containers.recipe(go["kubernetes"], go["coredns"])
     machine = box.recipe(images)
     old_kernel = kernels.old_recipe()
+    wheels = controller.recipe()
     return [
         node_image,
         nodepython.recipe(node_image),
-        controller.recipe(),
+        wheels,
         *go.values(),
         proxy,
         images,
@@ -54,6 +56,7 @@ def recipes(store: Store | None = None) -> list[Recipe]:
         adoption.recipe(),
         old_kernel,
         box.recipe(images, old_kernel),
+        hostbox.recipe(wheels),
     ]
 
 

@@ -136,7 +136,7 @@ def test_a_changed_file_of_the_node_image_is_another_key(
     monkeypatch.setattr(image, "OVERLAY", tmp_path / "overlay")
     after = keys()
     changed = {name for name in before if before[name] != after[name]}
-    machines = {"vm-box", "vm-box-old-kernel", "node-programs", "node-packages"}
+    machines = {"vm-box", "vm-box-old-kernel", "vm-box-host", "node-programs", "node-packages"}
     assert changed == {"node-image", "node-python"} | machines
 
 
