@@ -249,6 +249,12 @@ def test_a_lost_name_of_a_running_nodes_namespace_is_given_back(running: Provide
 def test_a_name_that_stands_for_the_hosts_own_network_is_refused(stopped: Provider, image: Path) -> None:
     lab = stopped.lab
     subprocess.run(["ip", "netns", "del", lab.switch], check=True)
+    # The kernel takes the cable to the host away a moment later.
+    until(
+        lambda: not Path(f"/sys/class/net/{lab.uplink}").exists(),
+        "the uplink has gone with its namespace",
+        30,
+    )
     subprocess.run(["ip", "netns", "attach", lab.switch, str(os.getpid())], check=True)
     before = subprocess.run(["ip", "link"], capture_output=True, text=True, check=True).stdout
     try:
