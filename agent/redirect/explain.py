@@ -84,11 +84,13 @@ def describe(
     found: RedirectConnection,
     names: Mapping[int, str],
     now: int,
-    staying: Mapping[SocketKey, Staying] | None = None,
+    staying: Mapping[SocketKey, Staying],
 ) -> dict[str, Any]:
-    """One connection as plain data. `names`: endpoint's number -> pod; `now`: nanoseconds, monotonic."""
+    """One connection as plain data. `names`: endpoint's number -> pod; `now`: nanoseconds, monotonic;
+    `staying`: the senders that cannot leave redirect.
+    """
     kept = {
-        side: (staying or {}).get(SocketKey(cookie=found.cookie, generation=found.generation, side=side))
+        side: staying.get(SocketKey(cookie=found.cookie, generation=found.generation, side=side))
         for side in Side
     }
     notes = [

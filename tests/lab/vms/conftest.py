@@ -21,14 +21,19 @@ def lab_file(lab_id: str) -> str:
     return f"apiVersion: underpass.dev/v1\nkind: Lab\nid: {lab_id}\nprovider: vagrant\n"
 
 
-def needs_machines(lab: Rendered, *, core: bool = False) -> None:
-    """Skip where machines are not asked for, or the host cannot have them; say what it lacks.
+def needs_asking(*, core: bool = False) -> None:
+    """Skip where these tests are not asked for.
 
     What is `core` a run of the whole suite has time for (`VMS=core`); of the rest each takes minutes.
     """
     asked = os.environ.get("UNDERPASS_VMS", "")
     if asked not in ("1", *(["core"] if core else [])):
         pytest.skip("these virtual machines are not asked for: make test VMS=1 T=tests/lab/vms")
+
+
+def needs_machines(lab: Rendered, *, core: bool = False) -> None:
+    """Skip where machines are not asked for, or the host cannot have them; say what it lacks."""
+    needs_asking(core=core)
     lacking = [name for name in PROGRAMS if not shutil.which(name)]
     if lacking:
         pytest.skip(f"no virtual machines here: {', '.join(lacking)} not installed; make setup VMS=1")

@@ -32,15 +32,11 @@ from lab.providers import provider
 from lab.render import Rendered
 from lab.steps import Steps
 from lab.store import Artifact
-from tests.lab.vms.conftest import needs_machines
+from tests.lab.vms.conftest import lab_file, needs_machines
 
 LAB_ID = os.environ.get("UNDERPASS_TEST_LAB", "ci") + "-host"
 LAB_FILE = f"""\
-apiVersion: underpass.dev/v1
-kind: Lab
-id: {LAB_ID}
-provider: vagrant
-nodes:
+{lab_file(LAB_ID)}nodes:
   - name: host
     roles: [control-plane]
     memory: 6GiB

@@ -16,15 +16,11 @@ from lab.providers import provider
 from lab.provision import provision
 from lab.steps import Steps
 from tests.lab.command import LabCommand
-from tests.lab.vms.conftest import needs_machines
+from tests.lab.vms.conftest import lab_file, needs_machines
 
 LAB_ID = os.environ.get("UNDERPASS_TEST_LAB", "ci") + "-old"
 LAB_FILE = f"""\
-apiVersion: underpass.dev/v1
-kind: Lab
-id: {LAB_ID}
-provider: vagrant
-nodes:
+{lab_file(LAB_ID)}nodes:
   - name: node-1
     roles: [control-plane, worker]
     kernel: "6.12"

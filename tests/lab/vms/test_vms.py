@@ -26,7 +26,7 @@ from lab.steps import side_by_side
 from tests.lab import hoststate
 from tests.lab.command import LabCommand
 from tests.lab.prepared import Prepared
-from tests.lab.vms.conftest import lab_file, needs_machines
+from tests.lab.vms.conftest import lab_file, needs_asking, needs_machines
 from tests.lab.waiting import slow_down
 
 LAB_ID = os.environ.get("UNDERPASS_TEST_LAB", "ci") + "-vm"
@@ -118,8 +118,8 @@ def test_the_images_were_unpacked_beforehand(machines: Provider) -> None:
         assert _on(machines, node, f"find {blobs} -type f -newer /var/lib/underpass-identity/etc/hosts") == ""
 
 
-def test_a_second_up_changes_nothing(command: LabCommand, machines: Provider) -> None:
-    needs_machines(machines.lab)
+def test_a_second_up_changes_nothing(command: LabCommand) -> None:
+    needs_asking()
     assert command.json("up")["changed"] == 0
 
 
