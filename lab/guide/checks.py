@@ -6,6 +6,7 @@ from lab import builds, verify
 from lab.cluster import Cluster
 from lab.guide.course import LABEL, Guide, Step
 from lab.guide.shell import Finished, Shell
+from lab.providers import provider
 from lab.render import Rendered
 from lab.verify import Promise
 
@@ -30,7 +31,7 @@ def solve(lab: Rendered, step: Step) -> list[tuple[str, Finished]]:
 
     One that fails does not end it: what it would make may be there already, and the step's check judges.
     """
-    with Shell(lab.id) as shell:
+    with Shell(lab.id, provider(lab).slowness) as shell:
         return [
             (command.text, shell.run(command.text)) for block in step.blocks for command in block.commands
         ]

@@ -37,9 +37,13 @@ class Finished:
 
 
 class Shell:
-    """Commands run by bash in the project's folder, with `lab` in the path and meaning one lab."""
+    """Commands run by bash in the project's folder, with `lab` in the path and meaning one lab.
 
-    def __init__(self, lab_id: str) -> None:
+    slowness: how many times longer than planned a command may take, as the lab's provider says.
+    """
+
+    def __init__(self, lab_id: str, slowness: float = 1.0) -> None:
+        self.slowness = slowness
         self._state = tempfile.TemporaryDirectory(prefix="underpass-guide-")
         self._folder = Path(self._state.name)
         (self._folder / "folder").write_text(f"{paths.ROOT}\n")
@@ -57,7 +61,9 @@ class Shell:
         self._state.cleanup()
 
     def run(self, command: str, seconds: float = LIMIT) -> Finished:
-        """Run `command` to its end. After `seconds` it is ended, with status 124 as of timeout(1)."""
+        """Run `command` to its end. After `seconds`, times `slowness`, it is ended, with status 124 as of
+        timeout(1).
+        """
         argv = ["bash", "--noprofile", "--norc", "-c", _SCRIPT, "guide", str(self._folder), command]
         # A file, not a pipe: a program that the command leaves in the background may keep it open.
         with tempfile.TemporaryFile() as file:
@@ -70,7 +76,7 @@ class Shell:
                 start_new_session=True,
             )
             try:
-                status = process.wait(timeout=seconds)
+                status = process.wait(timeout=seconds * self.slowness)
             except subprocess.TimeoutExpired:
                 status = 124
             except BaseException:

@@ -14,19 +14,15 @@ PAUSE = 0.5  # seconds between two tries of a block that may be retried
 
 
 class Walk:
-    """An evaluator for console blocks: each command is run, and what it printed compared.
+    """An evaluator for console blocks: each command is run, and what it printed compared."""
 
-    slowness: how many times longer than written to try what may be tried again, as the lab's provider says.
-    """
-
-    def __init__(self, shell: Shell, slowness: float = 1.0) -> None:
+    def __init__(self, shell: Shell) -> None:
         self._shell = shell
-        self._slowness = slowness
 
     def __call__(self, example: Example) -> str | None:
         """What is wrong with the block once it is as written, or its time is up."""
         block: Block = example.parsed
-        deadline = time.monotonic() + block.retry * self._slowness
+        deadline = time.monotonic() + block.retry * self._shell.slowness
         while True:
             wrong = self._once(block)
             if wrong is None or time.monotonic() > deadline:

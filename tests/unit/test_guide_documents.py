@@ -150,6 +150,11 @@ def test_a_command_that_hangs_is_ended() -> None:
         assert shell.run("sleep 30 & wait", seconds=0.3).status == 124
 
 
+def test_a_slow_lab_is_given_the_time_that_it_needs() -> None:
+    with Shell("none", slowness=100) as shell:
+        assert shell.run("sleep 0.2", seconds=0.1).status == 0
+
+
 def test_progress_is_kept_with_the_lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("UNDERPASS_STATE", str(tmp_path))
     lab = render(LabFile.model_validate({"apiVersion": "underpass.dev/v1", "kind": "Lab", "id": "learned"}))

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from lab.guide.shell import Shell
+from lab.providers import provider
 from lab.render import Rendered
 from tests.lab.command import OF_THE_SUITE
 
@@ -17,6 +18,6 @@ def shell(lab: Rendered) -> Iterator[Shell]:
     with pytest.MonkeyPatch.context() as environment:
         for name in OF_THE_SUITE:
             environment.delenv(name, raising=False)
-        shell = Shell(lab.id)
+        shell = Shell(lab.id, provider(lab).slowness)
     with shell:
         yield shell

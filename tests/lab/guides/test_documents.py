@@ -12,7 +12,6 @@ from lab.guide.document import sections
 from lab.guide.shell import Shell
 from lab.guide.walk import Walk
 from lab.paths import ROOT
-from lab.providers import provider
 from lab.render import Rendered
 from tests.lint.tree import files
 
@@ -29,6 +28,6 @@ DOCUMENTS = [
 def test_commands_of_a_document_print_what_it_says(lab: Rendered, shell: Shell, document: str) -> None:
     if document == "docs/istio.md" and lab.istio_version is None:
         pytest.skip("the lab has no Istio")
-    for part in sections(ROOT / document, Walk(shell, provider(lab).slowness)):
+    for part in sections(ROOT / document, Walk(shell)):
         for example in part.examples:
             example.evaluate()

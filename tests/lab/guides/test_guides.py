@@ -11,7 +11,6 @@ from lab.guide.course import Guide, Step
 from lab.guide.document import Section
 from lab.guide.shell import Shell
 from lab.guide.walk import Walk
-from lab.providers import provider
 from lab.render import Rendered
 
 STEPS = [
@@ -26,7 +25,7 @@ class Learner:
 
     def __init__(self, lab: Rendered, shell: Shell) -> None:
         self._lab = lab
-        self._walk = Walk(shell, provider(lab).slowness)
+        self._walk = Walk(shell)
         self._guides: dict[str, Guide] = {}
         self._reached: dict[str, int] = {}
         self._stuck: set[str] = set()
