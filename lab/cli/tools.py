@@ -22,6 +22,8 @@ from lab.lifecycle import on_nodes
 from lab.measure import cli as measure
 from lab.output import Format, emit, table
 from lab.providers import provider
+from lab.render import Rendered
+from lab.verify import Promise
 
 
 class Shell(StrEnum):
@@ -73,22 +75,37 @@ def verify_(
     if unknown:
         die(f"no area is called {', '.join(unknown)}", hint=f"known: {', '.join(known)}", code=ExitCode.USAGE)
     lab = options.lab()
-    promises = verify.run(lab, areas or known, junit)
-    rows = [promise.to_dict() for promise in promises]
+    promises: list[Promise] = []
+    try:
+        with options.steps().step("verify", f"Prove the promises of lab {lab.id}") as step:
+
+            def told(promise: Promise, of: int) -> None:
+                promises.append(promise)
+                step.say(f"{len(promises)} of {of}: {promise.area}, {promise.result}: {promise.promise}")
+
+            verify.run(lab, areas or known, junit, told)
+    except KeyboardInterrupt:
+        _show_promises(lab, promises, options.output, held=False)  # what was found is not lost
+        raise
     held = verify.all_hold(promises)
-    if options.output is not Format.TABLE:
-        emit({"id": lab.id, "held": held, "promises": rows}, options.output)
-    else:
-        table(rows, ["area", "result", "promise", "evidence"])
-        promised = [promise for promise in promises if promise.applies]
-        kept = sum(promise.held for promise in promised)
-        beside = len(promises) - len(promised)
-        print(
-            f"\n{kept} of {len(promised)} promises hold."
-            + (f" {beside} more cannot be asked of this lab; the lines say why." if beside else "")
-        )
+    _show_promises(lab, promises, options.output, held)
     if not held:
         raise typer.Exit(ExitCode.NOT_VERIFIED)
+
+
+def _show_promises(lab: Rendered, promises: list[Promise], output: Format, held: bool) -> None:
+    rows = [promise.to_dict() for promise in promises]
+    if output is not Format.TABLE:
+        emit({"id": lab.id, "held": held, "promises": rows}, output)
+        return
+    table(rows, ["area", "result", "promise", "evidence"])
+    promised = [promise for promise in promises if promise.applies]
+    kept = sum(promise.held for promise in promised)
+    beside = len(promises) - len(promised)
+    print(
+        f"\n{kept} of {len(promised)} promises hold."
+        + (f" {beside} more cannot be asked of this lab; the lines say why." if beside else "")
+    )
 
 
 def report_(

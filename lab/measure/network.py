@@ -1,4 +1,4 @@
-"""`lab measure network`: what the issue of a network promises, measured on a running lab, ratios first.
+"""`lab measure network`: what is promised of the network, measured on a running lab, ratios first.
 
 Same node and across nodes beside a plain bridge and VXLAN without BPF, in interleaved rounds; how soon a
 policy holds; what a pod's start costs; what Services cost; what the agent needs.

@@ -6,23 +6,31 @@ A test's docstring is the promise; what it records with the fixture `evidence` i
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from lab.verify import area_of
 
-_results = pytest.StashKey[list[dict[str, str]]]()
-
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--promises", help="write the promises and their evidence to this JSON file")
+    parser.addoption(
+        "--promises",
+        type=int,
+        help="write to this open descriptor, in lines of JSON, how many promises there are, then each",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.stash[_results] = []
+    to = config.getoption("--promises")
+    if to is not None:
+        os.set_inheritable(to, False)  # what tests start must not hold it open
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    _write(session.config, len(session.items))
 
 
 @pytest.fixture
@@ -39,7 +47,10 @@ def evidence(record_property: Callable[[str, object], None]) -> Callable[[object
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Any:
     report: pytest.TestReport = yield
     if report.when == "call" or (report.when == "setup" and report.outcome != "passed"):
-        item.config.stash[_results].append(_promise(item, report))
+        try:
+            _write(item.config, _promise(item, report))
+        except BrokenPipeError:
+            item.session.shouldstop = "the one who asked is gone"
     return report
 
 
@@ -60,7 +71,7 @@ def _promise(item: pytest.Item, report: pytest.TestReport) -> dict[str, str]:
     }
 
 
-def pytest_sessionfinish(session: pytest.Session) -> None:
-    file = session.config.getoption("--promises")
-    if file:
-        Path(file).write_text(json.dumps(session.config.stash[_results]), encoding="utf-8")
+def _write(config: pytest.Config, what: object) -> None:
+    to = config.getoption("--promises")
+    if to is not None:
+        os.write(to, json.dumps(what).encode() + b"\n")

@@ -14,7 +14,8 @@ from lab.labfile import LabFile
 from lab.render import Rendered, render
 from lab.run import Completed
 from lab.urls import urls
-from lab.verify import ORDER, Promise, all_hold, area_of, areas
+from lab.verify import ORDER, Promise, all_hold, area_of, areas, prove
+from tests.lab.waiting import until
 
 LAB = render(LabFile.model_validate({"apiVersion": "underpass.dev/v1", "kind": "Lab", "id": "opened"}))
 FIRST, SECOND = (node.address for node in LAB.nodes)
@@ -98,3 +99,66 @@ def test_areas_are_told_from_the_ground_up() -> None:
 
 def test_an_area_may_have_several_files() -> None:
     assert {area_of(Path(f"test_{name}.py")) for name in ("mesh", "mesh_redirect")} == {"mesh"}
+
+
+CHECKS = '''
+import signal
+import pytest
+
+@pytest.fixture
+def mark():
+    (PLACE / "made").touch()
+    yield
+    (PLACE / "made").unlink()
+
+def test_first(evidence):
+    """The first holds."""
+    evidence("seen")
+
+def test_second(mark):
+    """The second does not."""
+    (PLACE / "begun").touch()
+    assert signal.sigtimedwait([], 60) if (PLACE / "wait").exists() else False
+'''
+
+
+@pytest.fixture
+def checks(tmp_path: Path) -> Path:
+    file = tmp_path / "test_checks.py"
+    file.write_text(f"from pathlib import Path\nPLACE = Path({str(tmp_path)!r})\n{CHECKS}")
+    return file
+
+
+def test_promises_are_told_one_by_one_with_how_many_there_are(checks: Path) -> None:
+    told: list[tuple[str, int]] = []
+    found = prove(
+        LAB,
+        [checks],
+        plugins=["lab.guide.plugin"],
+        told=lambda promise, of: told.append((promise.result, of)),
+    )
+    assert told == [("passed", 2), ("failed", 2)]
+    assert [(promise.promise, promise.evidence) for promise in found[:1]] == [("The first holds", "seen")]
+
+
+def test_an_interrupt_lets_promises_clear_up_and_keeps_what_was_found(checks: Path) -> None:
+    (checks.parent / "wait").touch()
+    told: list[Promise] = []
+
+    def interrupt(promise: Promise, of: int) -> None:
+        told.append(promise)
+        until((checks.parent / "begun").exists, "the second has begun")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prove(LAB, [checks], plugins=["lab.guide.plugin"], told=interrupt)
+    assert [promise.result for promise in told] == ["passed"]
+    assert (checks.parent / "begun").exists()
+    assert not (checks.parent / "made").exists()
+
+
+def test_a_suite_that_cannot_run_says_so(tmp_path: Path) -> None:
+    broken = tmp_path / "test_broken.py"
+    broken.write_text("import there_is_no_such_module\n")
+    with pytest.raises(LabError, match="could not run"):
+        prove(LAB, [broken], plugins=["lab.guide.plugin"])
