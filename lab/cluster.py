@@ -72,6 +72,10 @@ class Cluster:
             code=ExitCode.NODE,
         )
 
+    def kubectl_wait(self, *arguments: str, seconds: float) -> None:
+        """Run a command of kubectl's that waits (`wait`, `rollout status`, `delete`), `seconds` at most."""
+        self.kubectl(*arguments, f"--timeout={seconds * self.slowness:g}s", timeout=seconds + 10)
+
     def _request_limit(self) -> str:
         """How long kubectl waits for one answer, as its option."""
         return f"--request-timeout={5 * self.slowness:g}s"

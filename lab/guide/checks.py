@@ -45,8 +45,6 @@ def reset(lab: Rendered, guide: Guide) -> list[str]:
     for kind in ("namespaces", CLUSTER_WIDE):
         found = cluster.kubectl("get", kind, "-l", chosen, "-o", "name").stdout.split()
         if found:
-            cluster.kubectl(
-                "delete", *found, "--ignore-not-found", f"--timeout={120 * cluster.slowness:g}s", timeout=130
-            )
+            cluster.kubectl_wait("delete", *found, "--ignore-not-found", seconds=120)
             removed += found
     return removed

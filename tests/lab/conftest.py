@@ -57,6 +57,16 @@ def _lab_of(config: pytest.Config) -> Rendered:
     return config.stash[_rendered]
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """On a lab that takes longer, so may a test."""
+    if not config.getoption("--lab"):
+        return
+    limit = float(config.getini("timeout")) * provider(_lab_of(config)).slowness
+    for item in items:
+        if item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(limit))
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "node" in metafunc.fixturenames:
         nodes = _lab_of(metafunc.config).nodes

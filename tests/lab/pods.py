@@ -117,11 +117,13 @@ class Pods:
     def remove(self) -> None:
         for name in list(self.callers):
             self.callers.pop(name).close()
-        self.cluster.kubectl(
-            *("delete", "namespace", self.namespace, "--ignore-not-found"),
-            f"--timeout={120 * self.cluster.slowness:g}s",
-            timeout=130,
-        )
+        self.cluster.kubectl_wait("delete", "namespace", self.namespace, "--ignore-not-found", seconds=120)
+
+    def drop(self, *names: str) -> None:
+        """Delete pods that have served, and wait for nothing."""
+        for name in names:
+            self.made.remove(name)
+        self.cluster.kubectl("delete", "pod", *names, "-n", self.namespace, "--wait=false")
 
     def run(
         self,
@@ -170,11 +172,8 @@ class Pods:
     def ready(self, seconds: float = 60) -> None:
         """Wait until every pod that was started is ready."""
         names = [f"pod/{name}" for name in self.made]
-        self.cluster.kubectl(
-            *("wait", "-n", self.namespace, "--for=condition=Ready"),
-            f"--timeout={seconds * self.cluster.slowness:g}s",
-            *names,
-            timeout=seconds + 10,
+        self.cluster.kubectl_wait(
+            "wait", "-n", self.namespace, "--for=condition=Ready", *names, seconds=seconds
         )
 
     def address(self, name: str) -> str:

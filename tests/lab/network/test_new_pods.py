@@ -136,8 +136,7 @@ def test_nobody_gets_through_before_policy_is_there(
             arrived = {peer for server in to for _, _, peer in came(pods, server)[before[server] :]}
             assert not arrived & strangers, f"came through before the policy: {arrived & strangers}"
             assert arrived & friendly, "who is allowed gets through"
-            gone = ["delete", "pods", "-n", pods.namespace, "-l", KNOCKERS, "--timeout=120s"]
-            pods.cluster.kubectl(*gone, timeout=130)
+            pods.cluster.kubectl_wait("delete", "pods", "-n", pods.namespace, "-l", KNOCKERS, seconds=120)
     evidence(f"{SIZES.early_pods} pods, agents killed {len(killed)} times")
     assert killed
     assert len(seen) == SIZES.early_pods + 2 * -(-SIZES.early_pods // BATCH)

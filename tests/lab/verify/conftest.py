@@ -1,4 +1,4 @@
-"""The order of the areas; what those about Istio share: pods with sidecars, one without, the samples."""
+"""The order of the areas; what those about Istio share: pods with sidecars, and without."""
 
 from __future__ import annotations
 
@@ -11,10 +11,8 @@ from lab.cluster import Cluster
 from lab.render import Rendered
 from lab.verify import area_of, areas
 from tests.lab.conftest import toolbox
-from tests.lab.mesh import Mesh, image, sample
+from tests.lab.mesh import Mesh, image
 from tests.lab.pods import Pods
-
-SAMPLES = ("curl", "httpbin", "helloworld", "sleep", "tcp-echo")
 
 
 @pytest.hookimpl(trylast=True)
@@ -48,16 +46,6 @@ def mesh(lab: Rendered, cluster: Cluster) -> Iterator[Mesh]:
         yield mesh
     finally:
         mesh.remove()
-
-
-@pytest.fixture(scope="session")
-def samples(mesh: Mesh) -> Mesh:
-    """Istio's own samples beside them, from Istio's own files, unchanged."""
-    for name in SAMPLES:
-        mesh.cluster.kubectl("apply", "-n", mesh.namespace, "-f", str(sample(f"{name}/{name}.yaml")))
-    wait = ("wait", "-n", mesh.namespace, "--for=condition=Available", "--timeout=90s", "deployment", "--all")
-    mesh.cluster.kubectl(*wait, timeout=100)
-    return mesh
 
 
 @pytest.fixture(scope="session")

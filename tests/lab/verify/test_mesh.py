@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
 from collections.abc import Iterator
 
@@ -13,12 +12,11 @@ from lab.cluster import Cluster
 from lab.render import Rendered
 from tests.lab.command import LabCommand
 from tests.lab.conftest import Evidence, connect
-from tests.lab.mesh import HTTP_PORT, Mesh, istioctl, policy, route, sample, service, strict
+from tests.lab.mesh import HTTP_PORT, Mesh, policy, route, service, strict
 from tests.lab.pods import SERVER_PORT, Pods
 from tests.lab.waiting import until
 from tests.sizes import SIZES
 
-LABS_OWN = ("default", "demo", "istio-system", "kube-system")
 OK, DENIED, UNAVAILABLE, NONE = "200", "403", "503", "000"
 
 
@@ -56,55 +54,6 @@ def test_the_server_is_told_who_called(mesh: Mesh, lab: Rendered, evidence: Evid
         caller = headers["X-Forwarded-Client-Cert"][0]
         evidence(f"{server}: {caller.rpartition(';')[2]}")
         assert caller.endswith(f"URI=spiffe://{lab.dns_domain}/ns/{mesh.namespace}/sa/default")
-
-
-def test_istios_own_samples_run_from_istios_own_files(samples: Mesh, evidence: Evidence) -> None:
-    """httpbin, helloworld, tcp-echo and the clients of Istio's documents run from its YAML, unchanged"""
-    ask = ("exec", "-n", samples.namespace, "deploy/curl", "--", "curl", "-sS", "--max-time", "10")
-    hello: set[str] = set()
-
-    def both_versions() -> bool:
-        # Its file has no probe: a pod counts as ready before its server listens.
-        answer = samples.cluster.kubectl(*ask, "http://helloworld:5000/hello", ok=range(256)).stdout
-        hello.update(re.findall(r"^Hello version: (v\d), instance: ", answer))
-        return hello == {"v1", "v2"}
-
-    until(both_versions, "both versions of helloworld answer")
-    for client in ("deploy/curl", "deploy/sleep"):
-        words = [client if word == "deploy/curl" else word for word in ask]
-        origin = json.loads(samples.cluster.kubectl(*words, "http://httpbin:8000/get").stdout)
-        assert origin["url"] == "http://httpbin:8000/get"
-    echo = (
-        "import socket; s = socket.create_connection(('tcp-echo', 9000), 5); s.sendall(b'world\\n'); "
-        "print(s.recv(100).decode().strip())"
-    )
-    answer = samples.exec("client", ["python3", "-c", echo]).stdout.strip()
-    evidence(f"{sorted(hello)}, {answer}")
-    assert answer == "hello world"
-
-
-def test_istios_own_tools_find_nothing_wrong(samples: Mesh, cluster: Cluster, evidence: Evidence) -> None:
-    """istioctl analyze finds nothing in what the lab has; every sidecar has all of its configuration"""
-    for namespace in LABS_OWN:
-        told = istioctl(cluster, "analyze", "-n", namespace)
-        assert "No validation issues found" in told.stdout + told.stderr, told.stdout + told.stderr
-    # Istio's own sample files have no names for their ports' protocols, which it tells them.
-    analysis = istioctl(cluster, "analyze", "-n", samples.namespace, "--failure-threshold", "Warning")
-    assert analysis.status == 0, analysis.stdout + analysis.stderr
-    listed = json.loads(samples.cluster.kubectl("get", "pods", "-n", samples.namespace, "-o", "json").stdout)
-    pods = {
-        f"{item['metadata']['name']}.{samples.namespace}"
-        for item in listed["items"]
-        if "deletionTimestamp" not in item["metadata"]
-    }
-
-    def unlike() -> set[str]:
-        table = [line.split(maxsplit=1) for line in istioctl(cluster, "proxy-status").stdout.splitlines()]
-        good = {row[0] for row in table if "STALE" not in row[1] and "CDS,LDS,EDS" in row[1]}
-        return pods - good
-
-    until(lambda: not unlike(), "every sidecar has all of its configuration", 20)
-    evidence(f"{len(pods)} sidecars")
 
 
 def test_the_demo_namespace_is_ready_to_be_used(lab: Rendered, cluster: Cluster, evidence: Evidence) -> None:
@@ -281,16 +230,19 @@ def test_probes_and_init_containers_work_under_strict(mesh: Mesh, evidence: Evid
     """Probes by HTTP and TCP work under STRICT, one that fails too; an init container may use the mesh"""
     call = f"curl -sSf --retry 20 --retry-delay 1 --retry-all-errors http://near.{mesh.namespace}/get"
     init = {"name": "call", "image": mesh.image, "imagePullPolicy": "Never", "command": ["sh", "-c", call]}
-    mesh.run("late", mesh.get("pod", "near")["spec"]["nodeName"], initContainers=[init])
-    mesh.ready(60)
+    first = mesh.get("pod", "near")["spec"]["nodeName"]
+    mesh.run("late", first, initContainers=[init])
+    try:
+        mesh.ready(60)
+        order = [status["name"] for status in mesh.get("pod", "late")["status"]["initContainerStatuses"]]
+    finally:
+        mesh.drop("late")
     wrong = {
         "name": "httpbin",
         "image": mesh.httpbin,
         "imagePullPolicy": "Never",
         "readinessProbe": {"httpGet": {"path": "/status/500", "port": HTTP_PORT}, "periodSeconds": 1},
     }
-    mesh.run("unready", mesh.get("pod", "near")["spec"]["nodeName"], containers=[wrong])
-    mesh.made.remove("unready")
 
     def failed() -> str | None:
         events = mesh.cluster.kubectl(
@@ -299,8 +251,11 @@ def test_probes_and_init_containers_work_under_strict(mesh: Mesh, evidence: Evid
         ).stdout  # fmt: skip
         return events if "statuscode: 500" in events else None
 
-    evidence(until(failed, "the probe that fails is seen to fail")[-80:])
-    order = [status["name"] for status in mesh.get("pod", "late")["status"]["initContainerStatuses"]]
+    mesh.run("unready", first, containers=[wrong])
+    try:
+        evidence(until(failed, "the probe that fails is seen to fail")[-80:])
+    finally:
+        mesh.drop("unready")
     assert order == ["istio-init", "istio-proxy", "call"]
 
 
@@ -332,29 +287,3 @@ def test_requests_are_split_as_the_route_says(rules: Mesh, evidence: Evidence) -
     )
     evidence(dict(seen))
     assert seen.total() == count
-
-
-def test_bookinfo_runs_from_istios_own_file(mesh: Mesh, command: LabCommand, evidence: Evidence) -> None:
-    """bookinfo's page holds what its four services say: details, reviews of every version, ratings"""
-    command.check("image", "load", "bookinfo-images")
-    file = str(sample("bookinfo/platform/kube/bookinfo.yaml"))
-    mesh.cluster.kubectl("apply", "-n", mesh.namespace, "-f", file)
-    try:
-        wait = ("wait", "-n", mesh.namespace, "--for=condition=Available", "--timeout=120s", "deployment")
-        mesh.cluster.kubectl(*wait, "--all", timeout=130)
-        seen: set[str] = set()
-
-        def every_version() -> bool:
-            page = mesh.ask("client", "http://productpage:9080/productpage", limit=20).stdout
-            if "The Comedy of Errors" in page and "An extremely entertaining play" in page:
-                seen.update(version for version in ("v1", "v2", "v3") if f"reviews-{version}-" in page)
-            return seen == {"v1", "v2", "v3"}
-
-        until(every_version, "the page shows reviews of every version", 60)
-        stars = json.loads(mesh.ask("client", "http://ratings:9080/ratings/0").stdout)
-        details = json.loads(mesh.ask("client", "http://details:9080/details/0").stdout)
-    finally:
-        mesh.cluster.kubectl("delete", "-n", mesh.namespace, "-f", file, "--wait=false")
-    evidence(f"{sorted(seen)}, {stars['ratings']}, {details['author']}")
-    assert stars["ratings"] == {"Reviewer1": 5, "Reviewer2": 4}
-    assert details["author"] == "William Shakespeare"

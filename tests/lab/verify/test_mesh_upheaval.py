@@ -59,8 +59,7 @@ def replicated(mesh: Mesh) -> Iterator[Mesh]:
 
 
 def _rolled_out(mesh: Mesh, deployment: str, namespace: str) -> None:
-    wait = ("rollout", "status", f"deployment/{deployment}", "-n", namespace, "--timeout=120s")
-    mesh.cluster.kubectl(*wait, timeout=130)
+    mesh.cluster.kubectl_wait("rollout", "status", f"deployment/{deployment}", "-n", namespace, seconds=120)
 
 
 def _restart(mesh: Mesh, deployment: str, namespace: str) -> None:
@@ -143,8 +142,7 @@ def test_certificates_are_renewed_while_requests_go_on(mesh: Mesh, lab: Rendered
         },
     }
     mesh.apply(document, service("brief", {"app": "brief"}))
-    wait = ("wait", "-n", mesh.namespace, "--for=condition=Ready", "pod/brief", "--timeout=60s")
-    mesh.cluster.kubectl(*wait, timeout=70)
+    mesh.cluster.kubectl_wait("wait", "-n", mesh.namespace, "--for=condition=Ready", "pod/brief", seconds=60)
     mesh.becomes("client", "http://brief/get", "200")
     first = mesh.certificate("brief")["serial_number"]
     with load(mesh, "client", "brief") as seen:
