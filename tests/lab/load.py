@@ -11,21 +11,23 @@ from dataclasses import dataclass, field
 from tests.lab.pods import Pods
 from tests.lab.waiting import until
 
-#: It ends by itself after so many seconds.
+#: It ends by itself after so many seconds; a request fails after so many. Both grow with the lab's slowness.
 LIMIT = 180
+PATIENCE = 10
 
-#: Threads ask the URL again and again; every answer but 200 is a failure, and so is none within 10 s.
+#: Threads ask the URL again and again; every answer but 200 is a failure, and so is none in time.
 _CLIENT = """
 import http.client, json, os, sys, threading, time
 host, port, path, name = sys.argv[1], int(sys.argv[2]), sys.argv[3], sys.argv[4]
 end, count, failures, lock = time.monotonic() + float(sys.argv[5]), 0, [], threading.Lock()
+patience = float(sys.argv[6])
 def work():
     global count
     connection = None
     while time.monotonic() < end and not os.path.exists(name + ".stop"):
         began = time.monotonic()
         try:
-            connection = connection or http.client.HTTPConnection(host, port, timeout=10)
+            connection = connection or http.client.HTTPConnection(host, port, timeout=patience)
             connection.request("GET", path)
             answer = connection.getresponse()
             answer.read()
@@ -65,7 +67,9 @@ def load(pods: Pods, client: str, host: str, path: str = "/get", port: int = 80)
     """Requests from pod `client` while the body runs; the result is filled at its end."""
     name = f"/tmp/load-{host}"
     pods.exec(client, ["rm", "-f", f"{name}.stop", f"{name}.count"])
-    command = ["python3", "-c", _CLIENT, host, str(port), path, name, str(LIMIT)]
+    limit = LIMIT * pods.cluster.slowness
+    command = ["python3", "-c", _CLIENT, host, str(port), path, name, str(limit)]
+    command.append(str(PATIENCE * pods.cluster.slowness))
     argv = pods.cluster.argv(["exec", "-n", pods.namespace, client, "--", *command])
 
     def seen() -> int:
@@ -79,7 +83,7 @@ def load(pods: Pods, client: str, host: str, path: str = "/get", port: int = 80)
             result.goes_on()
         finally:
             pods.exec(client, ["touch", f"{name}.stop"])
-            out, err = process.communicate(timeout=LIMIT)
+            out, err = process.communicate(timeout=limit)
     assert process.returncode == 0, err
     told = json.loads(out)
     result.count, result.failures = told["count"], told["failures"]
