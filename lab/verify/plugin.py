@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from collections.abc import Callable
 from typing import Any
 
@@ -27,6 +28,8 @@ def pytest_configure(config: pytest.Config) -> None:
     to = config.getoption("--promises")
     if to is not None:
         os.set_inheritable(to, False)  # what tests start must not hold it open
+        # By it we are asked to end, also where it was ignored, as in what a shell runs beside itself.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
