@@ -38,7 +38,7 @@ class Elsewhere:
 MAKE, SETUP = "tests/unit/test_bootstrap_make.py", "tests/unit/test_bootstrap_setup.py"
 MEASURE, VMS = "tests/lab/test_measure.py", "tests/lab/vms/test_vms.py"
 OFFLINE = "tests/lab/lifecycle/test_60_offline.py::test_a_bundle_is_all_that_a_lab_needs"
-BOOKINFO = "tests/lab/verify/test_mesh.py::test_bookinfo_runs_from_istios_own_file"
+BOOKINFO = "tests/lab/verify/test_mesh_samples.py::test_bookinfo_runs_from_istios_own_file"
 SNAPSHOTS = "tests/lab/lifecycle/test_45_snapshots.py::test_a_restored_lab_is_as_it_was_saved"
 LEARNER = "tests/lab/guides/test_a_learner.py::test_a_learner_is_led_through_a_step"
 GRAPH = (
