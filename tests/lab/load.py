@@ -14,13 +14,15 @@ from tests.lab.waiting import until
 #: It ends by itself after so many seconds; a request fails after so many. Both grow with the lab's slowness.
 LIMIT = 180
 PATIENCE = 10
+#: So many ask at a time; a lab that is slow is loaded as much by one.
+THREADS = 4
 
 #: Threads ask the URL again and again; every answer but 200 is a failure, and so is none in time.
 _CLIENT = """
 import http.client, json, os, sys, threading, time
 host, port, path, name = sys.argv[1], int(sys.argv[2]), sys.argv[3], sys.argv[4]
 end, count, failures, lock = time.monotonic() + float(sys.argv[5]), 0, [], threading.Lock()
-patience = float(sys.argv[6])
+patience, askers = float(sys.argv[6]), int(sys.argv[7])
 def work():
     global count
     connection = None
@@ -41,7 +43,7 @@ def work():
             count += 1
             if what: failures.append([round(time.time(), 2), round(time.monotonic() - began, 2), what])
         open(name + ".count", "w").write(str(count)); time.sleep(0.01)
-threads = [threading.Thread(target=work) for _ in range(4)]
+threads = [threading.Thread(target=work) for _ in range(askers)]
 for thread in threads: thread.start()
 for thread in threads: thread.join()
 print(json.dumps({"count": count, "failures": failures}))
@@ -67,9 +69,9 @@ def load(pods: Pods, client: str, host: str, path: str = "/get", port: int = 80)
     """Requests from pod `client` while the body runs; the result is filled at its end."""
     name = f"/tmp/load-{host}"
     pods.exec(client, ["rm", "-f", f"{name}.stop", f"{name}.count"])
-    limit = LIMIT * pods.cluster.slowness
-    command = ["python3", "-c", _CLIENT, host, str(port), path, name, str(limit)]
-    command.append(str(PATIENCE * pods.cluster.slowness))
+    slowness = pods.cluster.slowness
+    limit, patience, askers = LIMIT * slowness, PATIENCE * slowness, max(1, round(THREADS / slowness))
+    command = ["python3", "-c", _CLIENT, host, str(port), path, name, str(limit), str(patience), str(askers)]
     argv = pods.cluster.argv(["exec", "-n", pods.namespace, client, "--", *command])
 
     def seen() -> int:

@@ -52,7 +52,7 @@ class Mesh(Pods):
             "imagePullPolicy": "Never",
             "env": [{"name": "USE_REAL_HOSTNAME", "value": "true"}],
             "ports": [{"containerPort": HTTP_PORT}],
-            "readinessProbe": {"httpGet": {"path": "/status/200", "port": HTTP_PORT}, "periodSeconds": 1},
+            "readinessProbe": self.probe(),
         }
         if account:
             self.apply(
@@ -62,8 +62,14 @@ class Mesh(Pods):
         self.run(name, node, labels=labels, annotations=annotations, containers=[container], **spec)
         self.apply(service(name, {"app": name}))
 
+    def probe(self, path: str = "/status/200") -> dict[str, Any]:
+        """A readiness probe each second; less often on slow nodes, which twenty of them would keep busy."""
+        period = max(1, round(self.cluster.slowness))
+        return {"httpGet": {"path": path, "port": HTTP_PORT}, "periodSeconds": period}
+
     def ask(self, client: str, url: str, *options: str, limit: float = 5) -> Completed:
-        """Run curl in the client pod, through its sidecar if it has one."""
+        """Run curl in the client pod, through its sidecar if it has one; `limit` is as for `talk`."""
+        limit *= min(self.cluster.slowness, 3)
         return self.exec(client, ["curl", "-sS", "--max-time", str(limit), *options, url])
 
     def status(self, client: str, url: str, *options: str, limit: float = 5) -> str:

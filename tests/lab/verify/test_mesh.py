@@ -241,7 +241,7 @@ def test_probes_and_init_containers_work_under_strict(mesh: Mesh, evidence: Evid
         "name": "httpbin",
         "image": mesh.httpbin,
         "imagePullPolicy": "Never",
-        "readinessProbe": {"httpGet": {"path": "/status/500", "port": HTTP_PORT}, "periodSeconds": 1},
+        "readinessProbe": mesh.probe("/status/500"),
     }
 
     def failed() -> str | None:

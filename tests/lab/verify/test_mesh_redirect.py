@@ -26,6 +26,7 @@ from tests.sizes import SIZES
 WINDOW = 200
 SIDECARS_PORTS = (15006, 15001)  # where a sidecar takes what comes in, and what goes out
 MARKER = "underpass-plain-text-marker"  # something that no request holds by chance
+CAPTURE_SECONDS = 60  # at most; as all limits it grows with the lab's slowness
 OPT_OUT = {"underpass.dev/redirect": "disabled"}
 
 COLLIDE = (Path(__file__).parent / "inside" / "collide.py").read_text()
@@ -93,7 +94,8 @@ def _packets(lab: Rendered, mesh: Mesh, server: str) -> Iterator[Callable[[], in
     host = connect(lab, lab.nodes[0])
     file = f"/tmp/underpass-{server}.pcap"  # on the node
     pair = f"tcp and host {mesh.address('client')} and host {mesh.address(server)}"
-    capture = f"exec timeout 60 tcpdump -i any -U -s 96 -w {file} '{pair}'"
+    limit = CAPTURE_SECONDS * mesh.cluster.slowness
+    capture = f"exec timeout {limit:g} tcpdump -i any -U -s 96 -w {file} '{pair}'"
     host.check_output("systemd-run --quiet --unit=underpass-count -- sh -c %s", capture)
 
     def count() -> int:
@@ -182,7 +184,7 @@ def test_bytes_reach_the_socket_that_they_were_sent_to(
     ]
     if outsider := _outside_of_the_node(accelerated, lab, "client"):
         programs.append([*outsider, sys.executable, "-c", COLLIDE, *_words(accelerated, "-too")])
-    outcomes = _at_once(programs)
+    outcomes = _at_once(programs, accelerated.cluster.slowness)
     evidence(outcomes)
     assert outcomes == [{"done": 2 * SIZES.mesh_collisions, "wrong": {}}] * len(programs)
     assert (before, accelerated.status("client", "http://near/get")) == ("200", "200")
@@ -220,9 +222,9 @@ def _process_of(uid: str) -> int | None:
     return None
 
 
-def _at_once(programs: list[list[str]]) -> list[dict[str, Any]]:
+def _at_once(programs: list[list[str]], slowness: float) -> list[dict[str, Any]]:
     """Run programs side by side; the JSON that each printed."""
-    limit = 120 + SIZES.mesh_collisions / 5
+    limit = (120 + SIZES.mesh_collisions / 5) * slowness
     running = [
         subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for argv in programs
     ]
@@ -290,7 +292,8 @@ def test_plain_text_stays_within_a_pod(
     """Between pods of one node, what sidecars say is TLS; the same capture shows what one without says"""
     host = connect(lab, lab.nodes[0])
     file = "/tmp/underpass-plain.pcap"  # on the node
-    capture = f"exec timeout 60 tcpdump -i any -U -s 0 -w {file} tcp port {HTTP_PORT}"
+    limit = CAPTURE_SECONDS * accelerated.cluster.slowness
+    capture = f"exec timeout {limit:g} tcpdump -i any -U -s 0 -w {file} tcp port {HTTP_PORT}"
     host.check_output("systemd-run --quiet --unit=underpass-plain -- sh -c %s", capture)
     url = f"http://{accelerated.address('apart')}:{HTTP_PORT}/get"
     try:

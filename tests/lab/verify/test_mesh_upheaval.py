@@ -20,6 +20,7 @@ from tests.sizes import SIZES
 #: Seconds for which a certificate of short life is asked, and after which a killed sidecar must be back.
 SHORT_LIFE = 40
 BACK_WITHIN = 10.0
+CAPTURE_SECONDS = 60  # at most
 
 #: Something that no request holds by chance.
 MARKER = "underpass-plain-text-marker"
@@ -33,7 +34,7 @@ def replicated(mesh: Mesh) -> Iterator[Mesh]:
         "image": mesh.httpbin,
         "imagePullPolicy": "Never",
         "ports": [{"containerPort": HTTP_PORT}],
-        "readinessProbe": {"httpGet": {"path": "/status/200", "port": HTTP_PORT}, "periodSeconds": 1},
+        "readinessProbe": mesh.probe(),
         # As Kubernetes advises: who does not know yet that it goes still gets an answer.
         "lifecycle": {"preStop": {"sleep": {"seconds": 3}}},
     }
@@ -102,7 +103,8 @@ def test_a_killed_sidecar_takes_its_own_requests_and_is_back(mesh: Mesh, evidenc
         mesh.becomes("client", "http://far/get", "200", seconds=BACK_WITHIN)
         took = time.monotonic() - began
         own.goes_on(200)
-    late = [one for one in own.failures if not killed - 1 <= cast(float, one[0]) <= killed + BACK_WITHIN]
+    within = BACK_WITHIN * mesh.cluster.slowness
+    late = [one for one in own.failures if not killed - 1 <= cast(float, one[0]) <= killed + within]
     evidence(
         f"back after {took:.1f} s; {own.count} requests to it, {len(own.failures)} failed, {len(late)} late; "
         f"{seen.count} to another pod, {len(seen.failures)} failed"
@@ -136,7 +138,7 @@ def test_certificates_are_renewed_while_requests_go_on(mesh: Mesh, lab: Rendered
                     "name": "httpbin",
                     "image": mesh.httpbin,
                     "imagePullPolicy": "Never",
-                    "readinessProbe": {"httpGet": {"path": "/status/200", "port": HTTP_PORT}},
+                    "readinessProbe": mesh.probe(),
                 }
             ],
         },
@@ -162,7 +164,8 @@ def test_nothing_but_tls_is_on_the_wire_between_nodes(
     assert len(lab.nodes) > 1, "the lab has one node"
     host = connect(lab, lab.nodes[-1])
     file = "/tmp/underpass-wire.pcap"  # on the node
-    capture = f"timeout 60 tcpdump -i any -U -s 0 -w {file} udp port 8472 2>/dev/null"
+    limit = CAPTURE_SECONDS * mesh.cluster.slowness
+    capture = f"timeout {limit:g} tcpdump -i any -U -s 0 -w {file} udp port 8472 2>/dev/null"
     outside.run("remote", lab.nodes[-1].name)
     outside.ready()
     host.check_output("systemd-run --quiet --unit=underpass-wire -- sh -c %s", capture)
