@@ -138,10 +138,12 @@ ELSEWHERE = (
     "tests/lab/test_artifacts.py",
     "tests/lab/lifecycle/test_60_offline.py",
     "tests/lab/lifecycle/test_70_own_lab.py",
+    "tests/unit",
+    "tests/lint",
 )
 APART = f"-v {' '.join(ELSEWHERE)}"
 MACHINES = "-v tests/lab/vms"
-HERE = " ".join(["-v tests/unit tests/lab", *(f"--ignore={part}" for part in (*ELSEWHERE, "tests/lab/vms"))])
+HERE = " ".join(["-v tests/lab", *(f"--ignore={part}" for part in (*ELSEWHERE, "tests/lab/vms"))])
 
 
 SUITE = f"""\
