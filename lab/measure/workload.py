@@ -88,18 +88,15 @@ class Workload:
         """Make the namespace; a leftover of the same name is removed first."""
         self.remove()
         self.cluster.kubectl("create", "namespace", self.namespace)
-        self.cluster.kubectl(
-            "wait",
-            "-n",
-            self.namespace,
-            "--for=create",
-            "serviceaccount/default",
-            f"--timeout={30 * self.cluster.slowness:g}s",
-        )
+        made = ("wait", "-n", self.namespace, "--for=create", "serviceaccount/default")
+        self.cluster.kubectl_wait(*made, seconds=30)
 
     def remove(self, *, wait: bool = True) -> None:
-        words = ["--timeout=300s"] if wait else ["--wait=false"]
-        self.cluster.kubectl("delete", "namespace", self.namespace, "--ignore-not-found", *words, timeout=310)
+        gone = ("delete", "namespace", self.namespace, "--ignore-not-found")
+        if wait:
+            self.cluster.kubectl_wait(*gone, seconds=300)
+        else:
+            self.cluster.kubectl(*gone, "--wait=false")
 
     def apply(self, *documents: dict[str, Any]) -> None:
         """Create or change objects in the namespace."""
@@ -136,11 +133,9 @@ class Workload:
 
     def ready(self, *names: str, seconds: float = 90) -> None:
         """Wait until the pods are ready."""
-        self.cluster.kubectl(
-            "wait", "-n", self.namespace, "--for=condition=Ready",
-            f"--timeout={seconds * self.cluster.slowness:g}s",
-            *(f"pod/{name}" for name in names), timeout=seconds + 10,
-        )  # fmt: skip
+        pods = [f"pod/{name}" for name in names]
+        ready = ("wait", "-n", self.namespace, "--for=condition=Ready", *pods)
+        self.cluster.kubectl_wait(*ready, seconds=seconds)
 
     def field(self, name: str, path: str) -> str:
         """A field of a pod, as jsonpath: `status.podIP`."""
