@@ -77,6 +77,7 @@ Network = Annotated[str, AfterValidator(_network)]
 Box = Annotated[str, AfterValidator(_box), WithJsonSchema({"type": "string", "pattern": BOX})]
 Role = Literal["control-plane", "worker"]
 ProviderName = Literal["nspawn", "vagrant"]
+HypervisorName = Literal["libvirt", "virtualbox"]
 #: Series of the kernels among the artifacts (`lab.builds.kernels`).
 Kernel = Literal["6.12"]
 
@@ -108,7 +109,9 @@ class Node(_Part):
 
 
 class Machines(_Part):
-    """What the machines of `provider: vagrant` are made from."""
+    """What runs the machines of `provider: vagrant`, and what they are made from."""
+
+    hypervisor: HypervisorName = Field("libvirt", description="What runs the machines.")
 
     box: Box | None = Field(
         None, description="Name of a Debian 13 box that Vagrant knows or gets; the lab's own box if absent."
@@ -204,6 +207,8 @@ def _cross_faults(lab: LabFile) -> Iterator[str]:
                 yield f"nodes[{index}].kernel: containers share the host's; `provider: vagrant` has a choice"
         if lab.machines.box:
             yield "machines.box: containers are made from no box; `provider: vagrant` makes machines"
+        if lab.machines.hypervisor != "libvirt":
+            yield "machines.hypervisor: containers run on the host; `provider: vagrant` makes machines"
     ranges = {
         field: ipaddress.IPv4Network(value)
         for field in ("nodes", "pods", "services")

@@ -69,6 +69,7 @@ class Rendered:
     redirect: bool = True
     plain_ports: tuple[int, ...] = ()
     box: str | None = None  # what Vagrant calls the box of the machines; None for the lab's own
+    hypervisor: str = "libvirt"  # what runs the machines, where nodes are machines
 
     @property
     def control_plane(self) -> RenderedNode:
@@ -136,6 +137,7 @@ def render(lab: LabFile) -> Rendered:
         redirect=lab.redirect.enabled,
         plain_ports=tuple(sorted(set(lab.redirect.plain_ports))),
         box=lab.machines.box,
+        hypervisor=lab.machines.hypervisor,
     )
 
 
