@@ -33,7 +33,7 @@ class Machines:
         """
         how: dict[str, Any] = {"provision_with": ["adopt"]} if self._disks.lab.box else {"provision": False}
         with self._call("up", tail) as machines:
-            machines.up(vm_name=node.name if node else None, provider="libvirt", **how)
+            machines.up(vm_name=node.name if node else None, provider=self._disks.lab.hypervisor, **how)
 
     def halt(self, node: RenderedNode) -> None:
         with self._call("halt") as machines:
@@ -77,7 +77,7 @@ class Machines:
             raise LabError(
                 f"vagrant {what} failed: {fault}",
                 details=[*said, *tail()],
-                hint="`lab doctor` looks at Vagrant and libvirt",
+                hint=f"`lab doctor` looks at Vagrant and {self._disks.lab.hypervisor}",
                 code=ExitCode.NODE,
             ) from fault
         finally:

@@ -1,7 +1,7 @@
 """The provider `vagrant`: every node a virtual machine with a kernel of its own.
 
-Vagrant makes, starts, halts, saves and restores the machines; libvirt is asked directly what there is,
-and removes what Vagrant has lost sight of. Disks that are handed in, networks and the pool are made
+Vagrant makes, starts, halts, saves and restores the machines; the hypervisor is asked directly what there
+is, and removes what Vagrant has lost sight of. Disks that are handed in, networks and the pool are made
 here beforehand: several machines may then start at once, each by a Vagrant of its own.
 """
 
@@ -12,6 +12,7 @@ import json
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,10 @@ from lab import ssh
 from lab.errors import ExitCode, LabError, die
 from lab.files import write_atomic
 from lab.providers.base import NodeState, Provider, known_snapshot, new_snapshot, say
-from lab.providers.vagrant import acceleration, daemons, settings, virsh
+from lab.providers.vagrant import settings
+from lab.providers.vagrant.acceleration import Acceleration
 from lab.providers.vagrant.disks import Disks
+from lab.providers.vagrant.hypervisor import ABSENT, OFF, PAUSED, RUNNING, Hypervisor, hypervisor
 from lab.providers.vagrant.machines import Machines
 from lab.render import Rendered, RenderedNode
 from lab.steps import side_by_side
@@ -44,7 +47,17 @@ class Vagrant(Provider):
     @property
     def image(self) -> str:  # type: ignore[override]
         """The lab's own box; for a lab that chose somebody else's by name, what makes that one like it."""
-        return "node-packages" if self.lab.box else "vm-box"
+        return "node-packages" if self.lab.box else hypervisor(self.lab.hypervisor, self._disks).image
+
+    @cached_property
+    def _host(self) -> Hypervisor:
+        """Of the machines as they were made; of those that the lab file says, where none were."""
+        try:
+            written = self._written()
+        except PermissionError:  # who is not root may ask what runs
+            written = None
+        name = written.get("hypervisor", "libvirt") if written else self.lab.hypervisor
+        return hypervisor(name, self._disks)
 
     @property
     def slowness(self) -> float:  # type: ignore[override]
@@ -53,29 +66,29 @@ class Vagrant(Provider):
     def create(self, image: Path, store: Path) -> int:
         if not (image / ("adopt" if self.lab.box else "underpass.box")).is_file():
             die(f"{image} is no {self.image}", hint=f"`lab build {self.image}`", code=ExitCode.ARTIFACT)
-        daemons.ensure()  # not counted: they belong to the host
         before = self._written()
+        self._refuse_another_hypervisor()
+        self._host.ensure()  # not counted: they belong to the host
         old = {node["name"]: _rendered(node["rendered"]) for node in (before or {}).get("nodes", [])}
         self.refuse_moves(old)
         self._refuse_another_box(before, old.values())
         changed = self._disks.make()
         document = settings.document(self.lab, self._disks, image, self._driver(before))
         changed += self.remove_dropped(old)
-        changed += self._networks(document)
-        changed += virsh.define_pool(settings.pool(self.lab), self._disks.pool)
+        changed += self._host.prepare(document)
         changed += sum(self._disks.make_identity(node) for node in self.lab.nodes)
         changed += self._disks.make_store(store)
         return changed + int(write_atomic(self._disks.settings, settings.dump(document), 0o600))
 
     def start(self, node: RenderedNode) -> int:
         self._require_made(node)
-        daemons.ensure()
-        state = virsh.state(node.machine)
-        if state == "paused":
-            virsh.virsh("resume", node.machine)
+        self._host.ensure()
+        state = self._host.state(node.machine)
+        if state == PAUSED:
+            self._host.resume(node.machine)
             self._step_clocks([node])
             return 1
-        if state == "running":
+        if state == RUNNING:
             if self._disks.started_with(node.name) != self._disks.offered():
                 say(f"{node.name} runs with older artifacts; restarting it")
             elif self._answers(node, ANSWER_SECONDS):
@@ -83,7 +96,7 @@ class Vagrant(Provider):
             else:
                 say(f"{node.name} runs but does not answer on ssh; restarting it")
             self.stop(node)
-            state = "shut off"
+            state = OFF
         self._disks.note_start(node.name)
         with self._first(made=bool(state)):
             self._vagrant.up(node, self._tail)
@@ -99,8 +112,8 @@ class Vagrant(Provider):
 
     def start_all(self, nodes: Sequence[RenderedNode]) -> int:
         """Those that were never started are made by one Vagrant, which does what they share once."""
-        daemons.ensure()
-        new = [node for node in nodes if not virsh.state(node.machine)]
+        self._host.ensure()
+        new = [node for node in nodes if not self._host.state(node.machine)]
         if len(new) < 2 or len(new) < len(self.lab.nodes):
             return side_by_side(self.start, nodes)
         for node in new:
@@ -111,13 +124,13 @@ class Vagrant(Provider):
         return len(new) + side_by_side(self.start, new)
 
     def stop(self, node: RenderedNode, *, force: bool = False) -> int:
-        state = virsh.state(node.machine)
-        if state in ("", "shut off"):
+        state = self._host.state(node.machine)
+        if state in (ABSENT, OFF):
             return 0
-        if state == "paused" and not force:
-            virsh.virsh("resume", node.machine)
+        if state == PAUSED and not force:
+            self._host.resume(node.machine)
         if force:
-            virsh.virsh("destroy", node.machine, ok=range(256))
+            self._host.power_off(node.machine)
         else:
             self._vagrant.halt(node)
         return 1
@@ -128,26 +141,21 @@ class Vagrant(Provider):
     def destroy(self) -> int:
         if not self.leftovers():
             return 0
-        daemons.ensure()
-        changed = 0
-        for name in sorted(virsh.names("list")):
-            if name.startswith(f"underpass-{self.lab.id}."):
-                changed += virsh.remove_domain(name)
-        for name in (self.lab.switch, settings.management(self.lab)):
-            changed += virsh.remove_network(name)
-        changed += virsh.remove_pool(settings.pool(self.lab))
+        self._host.ensure()
+        changed = sum(self._host.remove(name) for name in sorted(self._host.machines()))
+        changed += self._host.clear()
         changed += self._disks.remove()
         ssh.forget(self.lab)
-        daemons.stop_if_idle()
+        self._host.stop_if_idle()
         return changed
 
     def remove(self, node: RenderedNode) -> int:
         self._vagrant.destroy(node)
-        return virsh.remove_domain(node.machine) + self._disks.forget(node.name)
+        return self._host.remove(node.machine) + self._disks.forget(node.name)
 
     def status(self, node: RenderedNode) -> NodeState:
-        state = virsh.state(node.machine)
-        if state and state != "shut off":
+        state = self._host.state(node.machine)
+        if state and state != OFF:
             return NodeState.RUNNING
         made = self._written() or {"nodes": []}
         there = state or any(other["name"] == node.name for other in made["nodes"])
@@ -161,13 +169,8 @@ class Vagrant(Provider):
         return "\n".join(ssh.clean(text).splitlines()[-lines:])
 
     def leftovers(self) -> list[str]:
-        mine = f"underpass-{self.lab.id}"
-        lines = [f"virtual machine {name}" for name in virsh.names("list") if name.startswith(f"{mine}.")]
-        networks = {self.lab.switch, settings.management(self.lab)}
-        lines += [f"network {name}" for name in virsh.names("net-list") & networks]
-        lines += [f"pool {name}" for name in virsh.names("pool-list") & {settings.pool(self.lab)}]
-        bridges = (self.lab.uplink, settings.management_bridge(self.lab))
-        lines += [f"link {name}" for name in bridges if Path("/sys/class/net", name).exists()]
+        lines = [f"virtual machine {name}" for name in self._host.machines()]
+        lines += self._host.leftovers()
         lines += [f"folder {path}" for path in (self._disks.top,) if path.exists()]
         return sorted(lines)
 
@@ -180,11 +183,11 @@ class Vagrant(Provider):
 
     def snapshot_restore(self, name: str) -> int:
         known_snapshot(name, self.snapshots())
-        # By libvirt: Vagrant would bring one machine back after the other, and wait for the ssh of each.
-        side_by_side(lambda node: virsh.revert(node.machine, name), self.lab.nodes)
-        paused = [node for node in self.lab.nodes if virsh.state(node.machine) == "paused"]
+        # Not by Vagrant: it would bring one machine back after the other, and wait for the ssh of each.
+        side_by_side(lambda node: self._host.revert(node.machine, name), self.lab.nodes)
+        paused = [node for node in self.lab.nodes if self._host.state(node.machine) == PAUSED]
         for node in paused:
-            virsh.virsh("resume", node.machine)
+            self._host.resume(node.machine)
         self._step_clocks(paused)
         return 1
 
@@ -195,7 +198,7 @@ class Vagrant(Provider):
 
     def snapshots(self) -> list[str]:
         """Those that every node has."""
-        each = [virsh.snapshots(node.machine) for node in self.lab.nodes]
+        each = [self._host.snapshots(node.machine) for node in self.lab.nodes]
         return [name for name in each[0] if all(name in other for other in each)]
 
     # How it is done
@@ -207,23 +210,23 @@ class Vagrant(Provider):
             return None
         return document
 
-    def _driver(self, before: dict[str, Any] | None) -> acceleration.Acceleration:
+    def _driver(self, before: dict[str, Any] | None) -> Acceleration:
         """What runs guests here; a lab stays with what it began with."""
-        if before:
-            return acceleration.Acceleration(before["driver"])
-        seen = acceleration.tried()
-        if seen.best is None:
+        return Acceleration(before["driver"]) if before else self._host.driver()
+
+    def _refuse_another_hypervisor(self) -> None:
+        """Machines do not move from one to another, and only theirs knows what there is of them."""
+        if self._host.name != self.lab.hypervisor:
             die(
-                "this host runs no virtual machine, neither by KVM nor by emulation",
-                hint="`lab doctor` shows what was seen",
-                code=ExitCode.HOST,
+                f"the lab was made with {self._host.name}, and the lab file now says {self.lab.hypervisor}",
+                hint="put it back, or `lab down` first",
+                code=ExitCode.NODE,
             )
-        return seen.best
 
     def _refuse_another_box(self, before: dict[str, Any] | None, old: Iterable[RenderedNode]) -> None:
         """What machines are made from, and so how Vagrant gets into them, stays while there are any."""
         was = before["box"] if before and before.get("adopt") else None
-        if before and was != self.lab.box and any(virsh.state(node.machine) for node in old):
+        if before and was != self.lab.box and any(self._host.state(node.machine) for node in old):
             own = "the lab's own box"
             die(
                 f"the machines were made from {was or own}, and the lab file now says {self.lab.box or own}",
@@ -234,18 +237,6 @@ class Vagrant(Provider):
     def _require_made(self, node: RenderedNode) -> None:
         if self.status(node) is NodeState.ABSENT:
             die(f"{node.name} was never made", hint="`lab up` makes it", code=ExitCode.NOT_THERE)
-
-    def _networks(self, document: dict[str, Any]) -> int:
-        ours, theirs = document["network"], document["management"]
-        return virsh.define_network(
-            ours["name"], ours["bridge"], ours["gateway"], ours["netmask"], None
-        ) + virsh.define_network(
-            theirs["name"],
-            settings.management_bridge(self.lab),
-            theirs["gateway"],
-            theirs["netmask"],
-            (theirs["first"], theirs["last"]),
-        )
 
     @contextmanager
     def _first(self, *, made: bool) -> Iterator[None]:
@@ -258,14 +249,14 @@ class Vagrant(Provider):
     @contextmanager
     def _held(self) -> Iterator[list[RenderedNode]]:
         """All running nodes stand still at one moment; they go on at the end."""
-        ran = [node for node in self.lab.nodes if virsh.state(node.machine) == "running"]
+        ran = [node for node in self.lab.nodes if self._host.state(node.machine) == RUNNING]
         try:
             for node in ran:
-                virsh.virsh("suspend", node.machine)
+                self._host.suspend(node.machine)
             yield ran
         finally:
             for node in ran:
-                virsh.virsh("resume", node.machine, ok=range(256))
+                self._host.resume(node.machine, strict=False)
 
     def _step_clocks(self, nodes: Sequence[RenderedNode]) -> None:
         """Before anything else: a machine that stood still does not know how long."""
@@ -284,7 +275,7 @@ class Vagrant(Provider):
     def _answers(self, node: RenderedNode, seconds: float) -> bool:
         deadline = time.monotonic() + seconds
         while not ssh.answers_afresh(self.lab, node, 20 * self.slowness):
-            if time.monotonic() > deadline or virsh.state(node.machine) != "running":
+            if time.monotonic() > deadline or self._host.state(node.machine) != RUNNING:
                 return False
             time.sleep(0.2)
         return True
