@@ -19,6 +19,7 @@ from lab.builds import (
     nodepython,
     precompiled,
     programs,
+    vboxbox,
 )
 from lab.builds.containers import bookinfo_images, measure, mesh
 from lab.errors import ExitCode, die
@@ -51,6 +52,7 @@ def recipes(store: Store | None = None) -> list[Recipe]:
         measure.recipe(proxy),
         programs.recipe(go["samples"]),
         machine,
+        vboxbox.recipe(machine),
         precompiled.recipe(node_image, machine),
         kernels.recipe(),
         adoption.recipe(),
