@@ -69,6 +69,8 @@ def test_an_unknown_field_is_an_error_and_names_its_neighbour() -> None:
             "share the host's",
         ),
         ("machines:\n  box: debian/trixie64\n", "machines.box", "containers are made from no box"),
+        ("machines:\n  hypervisor: virtualbox\n", "machines.hypervisor", "containers run on the host"),
+        ("provider: vagrant\nmachines:\n  hypervisor: xen\n", "machines.hypervisor", "'libvirt' or"),
         ("provider: vagrant\nmachines:\n  box: https://x/y\n", "machines.box", "is not a name"),
         ("provider: vagrant\nmachines:\n  boxx: a\n", "machines.boxx", "did you mean box?"),
         (

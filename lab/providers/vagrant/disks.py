@@ -6,7 +6,7 @@ a place that QEMU may read whoever it runs as.
 
     underpass.json                 what the Vagrantfile reads
     identity-NODE.img              name, keys, addresses of a node
-    store.img, store.json          the artifacts, and which they are
+    store.img, store.json          the artifacts, and which they are; for VirtualBox, both end in `.iso`
     console-NODE.log               what the node wrote to its console
     started-NODE                   the artifacts that the node was started with
     pool/                          the machines' own disks, libvirt's
@@ -37,6 +37,7 @@ _NOT_FOR_NODES = {
     "node-image",
     "controller-wheels",
     "vm-box",
+    "vm-box-virtualbox",
     "cnitool",
     "coredns",
     "envoy",
@@ -65,10 +66,12 @@ class Disks:
         self.dot = self.top / "dot"
         self.home = self.top / "home"
         self.settings = self.dot / "underpass.json"
-        self.store = self.top / "store.img"
+        # VirtualBox takes what is called `.img` for a floppy disk. What is in it is all the same to both.
+        self._ending = ".iso" if lab.hypervisor == "virtualbox" else ".img"
+        self.store = self.top / f"store{self._ending}"
 
     def identity(self, node: str) -> Path:
-        return self.top / f"identity-{node}.img"
+        return self.top / f"identity-{node}{self._ending}"
 
     def console(self, node: str) -> Path:
         return self.top / f"console-{node}.log"

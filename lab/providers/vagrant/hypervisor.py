@@ -71,6 +71,6 @@ class Hypervisor(Protocol):
 def hypervisor(name: str, disks: Disks) -> Hypervisor:
     """The one called `name`, with the machines of the lab of `disks`."""
     from lab.providers.vagrant.libvirt import Libvirt
+    from lab.providers.vagrant.virtualbox import VirtualBox
 
-    assert name == Libvirt.name
-    return Libvirt(disks)
+    return VirtualBox(disks) if name == VirtualBox.name else Libvirt(disks)

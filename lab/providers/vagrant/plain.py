@@ -22,7 +22,7 @@ def for_vagrant(lab: Rendered, artifacts: Mapping[str, Artifact], checkout: Path
         die(
             f"what the virtual machines are made from is not in the artifact store: {host.image}",
             hint="`lab build --provider vagrant` builds what is missing"
-            + (f", and `lab build {host.image}` what a box by name needs" if lab.box else ""),
+            + (f", and `lab build {host.image}` what this lab asks for" if host.image != "vm-box" else ""),
             code=ExitCode.ARTIFACT,
         )
     host.create(image.path, image.path.parent)

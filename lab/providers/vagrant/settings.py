@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lab import emulation
+from lab.builds.vboxbox import CONTROLLER
 from lab.paths import ROOT
 from lab.providers.base import STORE_ON_NODE
 from lab.providers.vagrant.acceleration import Acceleration
@@ -17,19 +18,19 @@ from lab.providers.vagrant.disks import Disks, management_mac, management_range
 from lab.render import Rendered, RenderedNode
 
 #: How many times longer than on the host things take in a machine, as waits should be planned.
-SLOWNESS = {Acceleration.KVM: 1.5, Acceleration.EMULATION: emulation.FACTOR}
+SLOWNESS = {
+    Acceleration.KVM: 1.5,
+    Acceleration.EMULATION: emulation.FACTOR,
+    Acceleration.VIRTUALBOX: 1.5,
+}
 #: An emulated processor moves "fast strings" (erms) a byte at a time, and a kernel that finds them copies and
 #: clears by nothing else. Without, a pipe and fresh pages take 0.6x of the time. By QEMU's own argument, as
 #: vagrant-libvirt takes features for named models alone.
-QEMU_ARGUMENTS = {
-    Acceleration.KVM: [],
-    Acceleration.EMULATION: ["-global", "max-x86_64-cpu.erms=off"],
-}
+QEMU_ARGUMENTS = {Acceleration.EMULATION: ["-global", "max-x86_64-cpu.erms=off"]}
 BOOT_SECONDS = 45
 HALT_SECONDS = 60
 #: MiB of a node that the lab file does not limit.
 MEMORY = {True: 3072, False: 2048}  # control plane, others
-
 
 _ADOPT = """\
 mkdir -p {store}
@@ -40,13 +41,14 @@ exec {store}/{artifact}/adopt
 
 def document(lab: Rendered, disks: Disks, image: Path, driver: Acceleration) -> dict[str, Any]:
     """The whole of it, as JSON data. `image` is the artifact of the box, or of what a box is adopted with."""
-    slowness = SLOWNESS[driver]
+    slowness = SLOWNESS[driver] * emulation.slowness()  # of a host that is emulated itself
     range_ = management_range(lab)
     return {
         "lab": lab.id,
+        "hypervisor": lab.hypervisor,
         "driver": driver.value,
         "cpu_mode": "host-passthrough" if driver is Acceleration.KVM else "maximum",
-        "qemu_arguments": QEMU_ARGUMENTS[driver],
+        "qemu_arguments": QEMU_ARGUMENTS.get(driver, []),
         "slowness": slowness,
         **_box(lab, image),
         "boot_timeout": round(BOOT_SECONDS * slowness),
@@ -55,6 +57,10 @@ def document(lab: Rendered, disks: Disks, image: Path, driver: Acceleration) -> 
         "pool": pool(lab),
         "key": str(lab.folder / "keys" / "ssh"),
         "store": str(disks.store),
+        # Where VirtualBox attaches the disks: behind the one of the lab's own box, or of one as others make.
+        "controller": {"name": "SATA Controller", "ports": [2, 3]}
+        if lab.box
+        else {"name": CONTROLLER, "ports": [1, 2]},
         "management": {
             "name": management(lab),
             "address": str(range_),
@@ -106,6 +112,7 @@ def _node(lab: Rendered, disks: Disks, node: RenderedNode, driver: Acceleration)
         "address": node.address,
         "mac": node.mac.replace(":", ""),
         "management_mac": management_mac(node),
+        "base_mac": management_mac(node).replace(":", ""),  # as VirtualBox takes it
         "cpus": max(1, round(node.cpus)) if node.cpus else processors,
         "memory": memory(lab, node),
         "identity": str(disks.identity(node.name)),

@@ -31,6 +31,7 @@ def test_vagrant_up_ends_in_the_same_cluster(tmp_path: Path) -> None:
     home = tmp_path / "home"
     try:
         command.check("build", "--provider", "vagrant", "--progress=none")
+        command.check("build", provider(lab).image, "--progress=none")
         command.check("render")
         vagrant(home, "up")
         seen = command.json("status")
