@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 
 from lab import render as rendering
-from lab.doctor import bpf, disks, groups, host, machines, memory, network, subnets, virtual
+from lab.doctor import bpf, disks, groups, host, machines, memory, network, subnets, virtual, virtualbox
 from lab.doctor.finding import Finding, Probe
 from lab.labfile import API_VERSION, LabFile
 from lab.render import Rendered
@@ -32,7 +32,7 @@ def probes(lab: Rendered | None = None) -> list[Probe]:
             *disks.room_probes(lab),
             *memory.probes(lab),
             *subnets.probes(lab),
-            *virtual.probes(),
+            *(virtualbox.probes(lab) if lab.hypervisor == "virtualbox" else virtual.probes()),
         ]
     return [
         *host.probes(lab),

@@ -155,7 +155,7 @@ def wants(lab: Rendered) -> list[Want]:
     if lab.provider == "vagrant":
         fresh = len(lab.nodes) - up
         room_ = MACHINE_SHARED_BYTES * bool(fresh) + MACHINE_BYTES * fresh
-        found.append(Want(Path("/var/lib/libvirt"), room_, f"the disks of {len(lab.nodes)} machines"))
+        found.append(Want(_machines(lab), room_, f"the disks of {len(lab.nodes)} machines"))
         return found
     size = RUNNING_NODE_BYTES * up + NODE_BYTES * (len(lab.nodes) - up)
     found.append(Want(paths.state(), size, f"the disks of {len(lab.nodes)} nodes"))
@@ -184,6 +184,13 @@ def room(wanted: Iterable[Want]) -> Seen:
             "or set UNDERPASS_CACHE and UNDERPASS_STATE to folders on a larger disk",
         )
     return ok("; ".join(lines))
+
+
+def _machines(lab: Rendered) -> Path:
+    """Where the machines' own disks are: VirtualBox keeps them with its user."""
+    return (
+        Path("~/VirtualBox VMs").expanduser() if lab.hypervisor == "virtualbox" else Path("/var/lib/libvirt")
+    )
 
 
 def _go_cache() -> Path:

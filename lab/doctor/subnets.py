@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import socket
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Network
 from itertools import combinations
@@ -57,7 +57,7 @@ def host_routes() -> list[Route]:
     return routes
 
 
-def judge(lab: Rendered, routes: Iterable[Route], others: Iterable[Rendered]) -> Seen:
+def judge(lab: Rendered, routes: Sequence[Route], others: Iterable[Rendered]) -> Seen:
     """What overlaps. A route into the nodes' range takes their packets; a wider one is only shadowed."""
     ranges = {
         "nodes": ipaddress.IPv4Network(lab.nodes_range),
@@ -65,7 +65,8 @@ def judge(lab: Rendered, routes: Iterable[Route], others: Iterable[Rendered]) ->
         "services": ipaddress.IPv4Network(lab.services_range),
     }
     seen = ", ".join(f"{field} {network}" for field, network in ranges.items())
-    foreign = [route for route in routes if route.link != lab.uplink and not route.link.startswith("updoc")]
+    own = _own(lab, routes)
+    foreign = [route for route in routes if route.link not in own and not route.link.startswith("updoc")]
     taken: list[tuple[str, str]] = []
     shadowed: list[tuple[str, str]] = []
     for (one, network), (other, second) in combinations(ranges.items(), 2):
@@ -92,3 +93,10 @@ def judge(lab: Rendered, routes: Iterable[Route], others: Iterable[Rendered]) ->
             FIX.format(field=shadowed[0][0]),
         )
     return ok(f"{seen}; no route of the host overlaps")
+
+
+def _own(lab: Rendered, routes: Iterable[Route]) -> set[str]:
+    """The links that lead into the lab itself: VirtualBox names that of its network."""
+    vboxs = [route for route in routes if route.link.startswith("vboxnet")]
+    mine = {route.link for route in vboxs if str(route.to) == lab.nodes_range}
+    return {lab.uplink, *(mine if lab.hypervisor == "virtualbox" else ())}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from lab.bootstrap import VM_NEEDS
+from collections.abc import Iterable
+
+from lab.bootstrap import VM_NEEDS, Need
 from lab.doctor.finding import Probe, Seen, fail, ok, warn
 from lab.errors import LabError
 from lab.providers.vagrant import acceleration
@@ -24,8 +26,13 @@ def probes() -> list[Probe]:
 
 def programs() -> Seen:
     """Run each program that makes virtual machines."""
+    return run_programs(VM_NEEDS, "make setup VMS=1, which installs them; by hand: apt-get install {missing}")
+
+
+def run_programs(needs: Iterable[Need], fix: str) -> Seen:
+    """Run the programs of `needs`; `fix` is how to get those that are `{missing}`."""
     seen, missing = [], []
-    for need in VM_NEEDS:
+    for need in needs:
         if not need.program:
             continue
         try:
@@ -38,7 +45,7 @@ def programs() -> Seen:
         return fail(
             "; ".join(seen),
             f"missing or broken: {', '.join(missing)}",
-            f"make setup VMS=1, which installs them; by hand: apt-get install {' '.join(missing)}",
+            fix.format(missing=" ".join(missing)),
         )
     return ok(", ".join(seen))
 
