@@ -18,7 +18,7 @@ from lab.providers import provider as make_provider
 from lab.providers.base import NodeState, Provider
 from lab.render import Rendered, RenderedNode
 from lab.steps import Steps, side_by_side
-from tests.lab.vms.conftest import needs_machines
+from tests.lab.vms.conftest import HYPERVISOR, needs_machines
 
 #: Machines are slow where processors are emulated: where they are asked for.
 PROVIDERS = ["nspawn", *(["vagrant"] if os.environ.get("UNDERPASS_VMS") == "1" else [])]
@@ -40,7 +40,8 @@ TWO: dict[str, Any] = {"name": "two", "roles": ["worker"], "cpus": 1.5, "memory"
 def rendered(provider: str, *nodes: dict[str, Any]) -> Rendered:
     """The bare lab as a lab file with these nodes would have it."""
     file = {"apiVersion": "underpass.dev/v1", "kind": "Lab", "id": LAB_ID, "provider": provider}
-    return rendering.render(LabFile.model_validate({**file, "nodes": nodes}))
+    machines = {"machines": {"hypervisor": HYPERVISOR}} if provider == "vagrant" else {}
+    return rendering.render(LabFile.model_validate({**file, **machines, "nodes": nodes}))
 
 
 @pytest.fixture(scope="session", params=PROVIDERS)

@@ -13,12 +13,24 @@ from lab import doctor
 from lab.paths import ROOT
 from lab.render import Rendered
 
-PROGRAMS = ("vagrant", "virsh", "libvirtd", "qemu-system-x86_64")
+#: What runs the machines of these tests.
+HYPERVISOR = os.environ.get("UNDERPASS_HYPERVISOR") or "libvirt"
+PROGRAMS = {
+    "libvirt": ("vagrant", "virsh", "libvirtd", "qemu-system-x86_64"),
+    "virtualbox": ("vagrant", "VBoxManage", "qemu-img"),
+}
 
 
 def lab_file(lab_id: str) -> str:
     """The text of a lab file for two machines."""
-    return f"apiVersion: underpass.dev/v1\nkind: Lab\nid: {lab_id}\nprovider: vagrant\n"
+    whose = f"machines:\n  hypervisor: {HYPERVISOR}\n" if HYPERVISOR != "libvirt" else ""
+    return f"apiVersion: underpass.dev/v1\nkind: Lab\nid: {lab_id}\nprovider: vagrant\n{whose}"
+
+
+def needs_libvirt() -> None:
+    """Skip where the machines are not libvirt's: the box of this test is made for no other."""
+    if HYPERVISOR != "libvirt":
+        pytest.skip(f"this test's box is made for libvirt, and machines are asked for by {HYPERVISOR}")
 
 
 def needs_asking(*, core: bool = False) -> None:
@@ -34,12 +46,13 @@ def needs_asking(*, core: bool = False) -> None:
 def needs_machines(lab: Rendered, *, core: bool = False) -> None:
     """Skip where machines are not asked for, or the host cannot have them; say what it lacks."""
     needs_asking(core=core)
-    lacking = [name for name in PROGRAMS if not shutil.which(name)]
+    lacking = [name for name in PROGRAMS[HYPERVISOR] if not shutil.which(name)]
     if lacking:
         pytest.skip(f"no virtual machines here: {', '.join(lacking)} not installed; make setup VMS=1")
     findings = {finding.id: finding for finding in doctor.examine(lab)}
-    if findings["vm-guest"].status == "fail":
-        pytest.skip(f"no virtual machines here: {findings['vm-guest'].evidence}")
+    for asked in ("vm-guest", *(["vm-vagrant", "vm-range"] if HYPERVISOR == "virtualbox" else [])):
+        if findings[asked].status == "fail":
+            pytest.skip(f"no virtual machines here: {findings[asked].evidence}")
     if findings["memory"].status != "ok":
         pytest.skip(f"no room for virtual machines here: {findings['memory'].evidence}")
 

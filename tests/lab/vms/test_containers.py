@@ -32,7 +32,7 @@ from lab.providers import provider
 from lab.render import Rendered
 from lab.steps import Steps
 from lab.store import Artifact
-from tests.lab.vms.conftest import lab_file, needs_machines
+from tests.lab.vms.conftest import lab_file, needs_libvirt, needs_machines
 
 LAB_ID = os.environ.get("UNDERPASS_TEST_LAB", "ci") + "-host"
 LAB_FILE = f"""\
@@ -133,6 +133,7 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
     file = tmp_path_factory.mktemp("host") / "lab.yaml"
     file.write_text(LAB_FILE)
     lab = rendering.render_file(file)
+    needs_libvirt()
     needs_machines(lab)
     host = provider(lab)
     host.destroy()

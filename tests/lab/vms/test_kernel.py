@@ -16,7 +16,7 @@ from lab.providers import provider
 from lab.provision import provision
 from lab.steps import Steps
 from tests.lab.command import LabCommand
-from tests.lab.vms.conftest import lab_file, needs_machines
+from tests.lab.vms.conftest import lab_file, needs_libvirt, needs_machines
 
 LAB_ID = os.environ.get("UNDERPASS_TEST_LAB", "ci") + "-old"
 LAB_FILE = f"""\
@@ -33,6 +33,7 @@ def test_a_machine_with_an_old_kernel_ends_on_one_that_serves(tmp_path: Path) ->
     file = tmp_path / "lab.yaml"
     file.write_text(LAB_FILE)
     lab = rendering.render_file(file)
+    needs_libvirt()
     needs_machines(lab)
     host, (node,) = provider(lab), lab.nodes
     host.destroy()

@@ -15,7 +15,7 @@ from lab.providers import provider
 from tests.lab import hoststate
 from tests.lab.command import LabCommand
 from tests.lab.vms import stock_box
-from tests.lab.vms.conftest import needs_machines, vagrant
+from tests.lab.vms.conftest import needs_libvirt, needs_machines, vagrant
 
 LAB_ID = os.environ.get("UNDERPASS_TEST_LAB", "ci") + "-stock"
 BOX = "example/trixie"
@@ -52,6 +52,7 @@ def test_a_stock_box_chosen_by_name_becomes_a_cluster(tmp_path: Path, request: p
     file = tmp_path / "lab.yaml"
     file.write_text(LAB_FILE)
     lab = rendering.render_file(file)
+    needs_libvirt()
     needs_machines(lab)
     home: Path = request.getfixturevalue("home")
     command = LabCommand(file, env=(("VAGRANT_HOME", str(home)),))
