@@ -110,6 +110,13 @@ def test_a_machine_that_is_not_there_does_nothing(program: Told, host: VirtualBo
     assert program.done == []
 
 
+def test_machines_that_were_never_started_are_not_saved(program: Told, lab: Rendered) -> None:
+    program.answer("showvminfo", (1, WARNING, NO_MACHINE))
+    with pytest.raises(LabError, match="node-1 was never started"):
+        Vagrant(lab).snapshot_save("prepared")
+    assert program.done == []
+
+
 def test_where_there_is_no_virtualbox_there_is_nothing_of_a_lab(
     lab: Rendered, host: VirtualBox, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -176,6 +176,9 @@ class Vagrant(Provider):
 
     def snapshot_save(self, name: str) -> int:
         new_snapshot(name, self.snapshots())
+        for node in self.lab.nodes:
+            if not self._host.state(node.machine):  # Vagrant would pass over it, and say that it was saved
+                die(f"{node.name} was never started", hint="`lab up` starts it", code=ExitCode.NOT_THERE)
         with self._held() as ran:
             self._vagrant.snapshot_save(name)
         self._step_clocks(ran)
