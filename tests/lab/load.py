@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -17,19 +18,19 @@ PATIENCE = 10
 #: So many ask at a time; a lab that is slow is loaded as much by one.
 THREADS = 4
 
-#: Threads ask the URL again and again; every answer but 200 is a failure, and so is none in time.
+#: Threads ask the URL again and again; every answer but 200 is a failure, and so is none in time. It ends
+#: with its input, and tells its count in lines: to look into the pod for it takes emulated nodes seconds.
 _CLIENT = """
-import http.client, json, os, sys, threading, time
-host, port, path, name = sys.argv[1], int(sys.argv[2]), sys.argv[3], sys.argv[4]
-end, count, failures, lock = time.monotonic() + float(sys.argv[5]), 0, [], threading.Lock()
-patience, askers = float(sys.argv[6]), int(sys.argv[7])
+import http.client, json, sys, threading, time
+host, port, path, limit, patience, askers = sys.argv[1:]
+end, count, failures, lock, over = time.monotonic() + float(limit), 0, [], threading.Lock(), threading.Event()
 def work():
     global count
     connection = None
-    while time.monotonic() < end and not os.path.exists(name + ".stop"):
+    while time.monotonic() < end and not over.is_set():
         began = time.monotonic()
         try:
-            connection = connection or http.client.HTTPConnection(host, port, timeout=patience)
+            connection = connection or http.client.HTTPConnection(host, int(port), timeout=float(patience))
             connection.request("GET", path)
             answer = connection.getresponse()
             answer.read()
@@ -42,10 +43,16 @@ def work():
         with lock:
             count += 1
             if what: failures.append([round(time.time(), 2), round(time.monotonic() - began, 2), what])
-        open(name + ".count", "w").write(str(count)); time.sleep(0.01)
-threads = [threading.Thread(target=work) for _ in range(askers)]
+        time.sleep(0.01)
+def listen():
+    sys.stdin.read(); over.set()
+threading.Thread(target=listen, daemon=True).start()
+threads = [threading.Thread(target=work) for _ in range(int(askers))]
 for thread in threads: thread.start()
-for thread in threads: thread.join()
+for thread in threads:
+    while thread.is_alive():
+        print(count, flush=True)
+        thread.join(0.2)
 print(json.dumps({"count": count, "failures": failures}))
 """
 
@@ -54,38 +61,48 @@ print(json.dumps({"count": count, "failures": failures}))
 class Load:
     """What came of it: requests, and of those that failed the time, the seconds taken, and what was got."""
 
-    seen: Callable[[], int]
     count: int = 0
     failures: list[list[object]] = field(default_factory=list)
 
     def goes_on(self, requests: int = 50) -> None:
         """Wait until so many more requests are through."""
-        before = self.seen()
-        until(lambda: self.seen() >= before + requests, f"{requests} more requests", 60)
+        before = self.count
+        until(lambda: self.count >= before + requests, f"{requests} more requests", 60)
 
 
 @contextmanager
 def load(pods: Pods, client: str, host: str, path: str = "/get", port: int = 80) -> Iterator[Load]:
     """Requests from pod `client` while the body runs; the result is filled at its end."""
-    name = f"/tmp/load-{host}"
-    pods.exec(client, ["rm", "-f", f"{name}.stop", f"{name}.count"])
     slowness = pods.cluster.slowness
     limit, patience, askers = LIMIT * slowness, PATIENCE * slowness, max(1, round(THREADS / slowness))
-    command = ["python3", "-c", _CLIENT, host, str(port), path, name, str(limit), str(patience), str(askers)]
-    argv = pods.cluster.argv(["exec", "-n", pods.namespace, client, "--", *command])
+    words = ["python3", "-c", _CLIENT, host, str(port), path, str(limit), str(patience), str(askers)]
+    argv = pods.cluster.argv(["exec", "-i", "-n", pods.namespace, client, "--", *words])
+    result, last = Load(), [""]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(argv, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as process:
+        assert process.stdin and process.stdout and process.stderr
 
-    def seen() -> int:
-        return int(pods.exec(client, ["cat", f"{name}.count"]).stdout or 0)
+        def follow() -> None:
+            assert process.stdout
+            for line in process.stdout:
+                last[0] = line
+                if line.strip().isdigit():
+                    result.count = int(line)
 
-    result = Load(seen)
-    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        follower = threading.Thread(target=follow)
+        follower.start()
         try:
             result.goes_on(10)
             yield result
             result.goes_on()
         finally:
-            pods.exec(client, ["touch", f"{name}.stop"])
-            out, err = process.communicate(timeout=limit)
+            process.stdin.close()
+            try:
+                process.wait(timeout=limit)
+            finally:
+                process.kill()
+                follower.join()
+        err = process.stderr.read()
     assert process.returncode == 0, err
-    told = json.loads(out)
+    told = json.loads(last[0])
     result.count, result.failures = told["count"], told["failures"]

@@ -23,9 +23,10 @@ def until(
 ) -> Value:
     """Ask `condition` until it gives something true; fails with `what` and its last answer.
 
-    pause: seconds between two questions; more where to ask costs what is waited for its time.
+    pause: seconds between two questions; more where to ask costs what is waited for its time, as on slow
+    nodes.
     """
-    seconds *= _factor[0]
+    seconds, pause = seconds * _factor[0], pause * _factor[0]
     deadline = time.monotonic() + seconds
     while True:
         answer = condition()
