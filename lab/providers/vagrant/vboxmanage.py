@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from lab.emulation import slowness
 from lab.errors import ExitCode, LabError
 from lab.retry import until
 from lab.run import CommandError, Completed, run
@@ -34,7 +35,7 @@ def manage(*arguments: str | Path, ok: Sequence[int] = (0,), code: ExitCode = Ex
         answers[:] = [run([PROGRAM, *arguments], ok=range(256), timeout=SECONDS, hint=HINT, code=code)]
         return not (answers[0].status and _LOCKED.search(answers[0].stderr))
 
-    until(settled, LOCKED_SECONDS)
+    until(settled, LOCKED_SECONDS * slowness())
     done = answers[0]
     if done.status not in ok:
         raise CommandError(

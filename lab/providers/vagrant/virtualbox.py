@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from lab.emulation import slowness
 from lab.errors import ExitCode, die
 from lab.providers.vagrant import acceleration, vboxmanage
 from lab.providers.vagrant.disks import Disks
@@ -102,7 +103,7 @@ class VirtualBox:
             vboxmanage.manage("discardstate", machine, ok=range(256))
         else:
             vboxmanage.manage("controlvm", machine, "poweroff", ok=range(256))
-            until(lambda: self.state(machine) in (OFF, ABSENT), OFF_SECONDS)
+            until(lambda: self.state(machine) in (OFF, ABSENT), OFF_SECONDS * slowness())
 
     def remove(self, machine: str) -> int:
         if not self.state(machine):
