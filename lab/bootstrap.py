@@ -111,10 +111,10 @@ def main() -> int:
         check_python(sys.version_info[:2])
         check_machine(platform.system(), platform.machine())
         with alone():
-            host_packages()
+            changed = host_packages()
             if os.environ.get(VMS, "0") not in ("", "0"):
-                machine_packages()
-            changed = environment()
+                changed |= machine_packages()
+            changed |= environment()
     except SetupError as fault:
         say(fault.message)
         for line in fault.details:
@@ -168,7 +168,8 @@ def alone() -> Iterator[None]:
 # The host's packages
 
 
-def host_packages() -> None:
+def host_packages() -> bool:
+    """What the host needs; whether any of it was installed now."""
     if not (shutil.which("apt-get") and shutil.which("dpkg-query")):
         missing = [need for need in NEEDS if need.program and not shutil.which(need.program[0])]
         if missing:
@@ -178,30 +179,33 @@ def host_packages() -> None:
                 f"this host has no apt, and lacks: {programs}",
                 f"install them with its own package manager (Debian calls the packages: {packages})",
             )
-        return
+        return False
     wanted = [need.package for need in NEEDS]
     if importlib.util.find_spec("ensurepip") is None:
         wanted.append("python3-venv")
     missing_packages = absent(wanted, installed(wanted))
     if not missing_packages:
-        return
+        return False
     say(f"installing {len(missing_packages)} host packages: {' '.join(missing_packages)}")
     apt(missing_packages)
+    return True
 
 
-def machine_packages() -> None:
+def machine_packages() -> bool:
     """What virtual machines need. A host that cannot have it is not refused: the lab runs without."""
     lacking = absent([need.package for need in VM_NEEDS], installed([need.package for need in VM_NEEDS]))
     if not lacking:
-        return
+        return False
     if not (shutil.which("apt-get") and shutil.which("dpkg-query")):
         say(f"this host has no apt; virtual machines need: {' '.join(lacking)}")
-        return
+        return False
     say(f"installing {len(lacking)} host packages for virtual machines: {' '.join(lacking)}")
     try:
         apt(lacking)
+        return True
     except SetupError as fault:
         say(f"{fault.message}: labs of virtual machines will not run here; what to do: {fault.hint}")
+        return False
 
 
 def installed(packages: Sequence[str]) -> str:

@@ -107,7 +107,7 @@ def test_only_what_dpkg_does_not_have_is_installed_without_a_question(
     monkeypatch.setattr(shutil, "which", lambda program: f"/usr/bin/{program}")
     monkeypatch.setattr(bootstrap, "installed", lambda packages: have)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
-    bootstrap.host_packages()
+    assert bootstrap.host_packages() is True
     install = commands[-1]
     assert "DEBIAN_FRONTEND=noninteractive" in install
     assert "--yes" in install
@@ -115,7 +115,7 @@ def test_only_what_dpkg_does_not_have_is_installed_without_a_question(
     assert install[-2].startswith("--")
     commands.clear()
     monkeypatch.setattr(bootstrap, "installed", lambda packages: have + "buildah installed\n")
-    bootstrap.host_packages()
+    assert bootstrap.host_packages() is False
     assert commands == []
 
 
@@ -129,6 +129,8 @@ def test_what_virtual_machines_need_is_installed_where_it_is_asked_for(
     monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
     monkeypatch.setenv(bootstrap.VMS, asked)
     assert bootstrap.main() == 0
+    assert bootstrap.machine_packages() is True
+    commands.pop()
     wanted = [need.package for need in bootstrap.VM_NEEDS]
     assert [command[-len(wanted) :] for command in commands].count(wanted) == (asked in ("1", "core"))
 
