@@ -49,6 +49,8 @@ class LabError(Exception):
         self.hint = hint
         self.details = list(details)
         self.code = code
+        if details:  # for those who see a trace: a test's report, `--debug`
+            self.add_note("\n".join(details))
 
 
 def die(

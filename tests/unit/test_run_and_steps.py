@@ -6,6 +6,7 @@ import io
 import json
 import sys
 import threading
+import traceback
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,7 @@ def test_a_failed_program_shows_the_command_and_its_last_words() -> None:
     assert fault.details[0] == "command: sh -c 'echo first; echo '\"'\"'last word'\"'\"' >&2; exit 3'"
     assert "last word" in fault.details
     assert (fault.code, fault.hint) == (ExitCode.NODE, "look")
+    assert "\nlast word\n" in "".join(traceback.format_exception(fault)), "as a test's report shows it"
 
 
 def test_a_program_that_is_not_there_is_a_fault_with_a_hint() -> None:
