@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+import pytest
+
+from lab import render as rendering
+from lab.labfile import LabFile
+from lab.providers.vagrant import vboxmanage
+from lab.render import Rendered
 from lab.run import Completed
 
 WARNING = """\
@@ -112,3 +119,18 @@ class Told:
         return [
             said for said in self.told if not said.startswith(("list", "showvminfo")) and " list" not in said
         ]
+
+
+def told_instead(monkeypatch: pytest.MonkeyPatch) -> Told:
+    """One that is asked instead of the host's."""
+    told = Told()
+    monkeypatch.setattr(vboxmanage, "run", told.run)
+    return told
+
+
+def lab_by_virtualbox(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Rendered:
+    """A lab whose machines VirtualBox runs, with all that is kept of it in a folder of the test's."""
+    monkeypatch.setenv("UNDERPASS_STATE", str(tmp_path))
+    monkeypatch.setattr("lab.providers.vagrant.disks.TOP", tmp_path / "top")
+    data = {"apiVersion": "underpass.dev/v1", "kind": "Lab", "id": "unit", "provider": "vagrant"}
+    return rendering.render(LabFile.model_validate({**data, "machines": {"hypervisor": "virtualbox"}}))

@@ -11,31 +11,24 @@ from typing import Any
 
 import pytest
 
-from lab import render as rendering
 from lab.doctor import subnets, virtualbox
 from lab.errors import ExitCode, LabError
-from lab.labfile import LabFile
 from lab.providers.vagrant import acceleration, vboxmanage
 from lab.providers.vagrant.disks import Disks
 from lab.providers.vagrant.virtualbox import VirtualBox
 from lab.render import Rendered
 from lab.run import Completed
-from tests.fake_vboxmanage import MACHINES, NODE, WARNING, Told
+from tests.fake_vboxmanage import MACHINES, NODE, WARNING, Told, lab_by_virtualbox, told_instead
 
 
 @pytest.fixture
 def program(monkeypatch: pytest.MonkeyPatch) -> Told:
-    told = Told()
-    monkeypatch.setattr(vboxmanage, "run", told.run)
-    return told
+    return told_instead(monkeypatch)
 
 
 @pytest.fixture
 def lab(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Rendered:
-    monkeypatch.setenv("UNDERPASS_STATE", str(tmp_path))
-    monkeypatch.setattr("lab.providers.vagrant.disks.TOP", tmp_path / "top")
-    data = {"apiVersion": "underpass.dev/v1", "kind": "Lab", "id": "unit", "provider": "vagrant"}
-    return rendering.render(LabFile.model_validate({**data, "machines": {"hypervisor": "virtualbox"}}))
+    return lab_by_virtualbox(monkeypatch, tmp_path)
 
 
 @pytest.fixture

@@ -12,10 +12,8 @@ from typing import Any
 import pytest
 
 from lab import emulation
-from lab import render as rendering
 from lab.builds import vboxbox
 from lab.errors import ExitCode, LabError
-from lab.labfile import LabFile
 from lab.paths import ROOT
 from lab.providers.vagrant import Vagrant, settings, vboxmanage
 from lab.providers.vagrant.acceleration import Acceleration
@@ -35,22 +33,19 @@ from tests.fake_vboxmanage import (
     SNAPSHOTS,
     WARNING,
     Told,
+    lab_by_virtualbox,
+    told_instead,
 )
 
 
 @pytest.fixture
 def program(monkeypatch: pytest.MonkeyPatch) -> Told:
-    told = Told()
-    monkeypatch.setattr(vboxmanage, "run", told.run)
-    return told
+    return told_instead(monkeypatch)
 
 
 @pytest.fixture
 def lab(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Rendered:
-    monkeypatch.setenv("UNDERPASS_STATE", str(tmp_path))
-    monkeypatch.setattr("lab.providers.vagrant.disks.TOP", tmp_path / "top")
-    data = {"apiVersion": "underpass.dev/v1", "kind": "Lab", "id": "unit", "provider": "vagrant"}
-    return rendering.render(LabFile.model_validate({**data, "machines": {"hypervisor": "virtualbox"}}))
+    return lab_by_virtualbox(monkeypatch, tmp_path)
 
 
 @pytest.fixture
