@@ -173,6 +173,10 @@ def _cluster(lab: Rendered) -> Iterator[Part]:
     if artifact is None:
         return
     cluster = Cluster(lab, artifact.path / "bin")
+    silence = _silence(cluster)
+    if silence is not None:
+        yield "cluster/readyz.txt", lambda: silence
+        return
     for name, arguments in ON_CLUSTER.items():
 
         def ask(arguments: list[str] = arguments) -> str:
@@ -182,10 +186,22 @@ def _cluster(lab: Rendered) -> Iterator[Part]:
         yield f"cluster/{name}", ask
 
 
+def _silence(cluster: Cluster) -> str | None:
+    """What kubectl says where the API server does not answer: each further question would wait as long."""
+    try:
+        cluster.kubectl("get", "--raw=/version", "--request-timeout=10s", timeout=30)
+    except LabError as fault:
+        return "\n".join([str(fault), *fault.details, ""])
+    return None
+
+
 def _mesh(lab: Rendered) -> Iterator[Part]:
     """What istiod and the sidecars say: versions, who is in sync, the proxies' configuration."""
     found = builds.locate()
     if lab.istio_version is None or "istio" not in found or "kubernetes" not in found:
+        return
+    cluster = Cluster(lab, found["kubernetes"].path / "bin")
+    if _silence(cluster) is not None:
         return
     istioctl = [str(found["istio"].path / "bin" / "istioctl"), f"--kubeconfig={lab.folder / 'kubeconfig'}"]
     for name, arguments in ON_MESH.items():
@@ -195,7 +211,7 @@ def _mesh(lab: Rendered) -> Iterator[Part]:
             return done.stdout + done.stderr
 
         yield f"mesh/{name}", ask
-    for namespace, pod in _proxies(Cluster(lab, found["kubernetes"].path / "bin"))[:MOST_PROXIES]:
+    for namespace, pod in _proxies(cluster)[:MOST_PROXIES]:
 
         def dump(namespace: str = namespace, pod: str = pod) -> str:
             words = ["proxy-config", "all", f"{pod}.{namespace}", "-o", "json"]

@@ -33,6 +33,8 @@ istio:
 """
 
 _rendered = pytest.StashKey[Rendered]()
+#: In a test's stash: whether it failed, so far.
+FAILED = pytest.StashKey[bool]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -156,6 +158,7 @@ def connect(lab: Rendered, node: RenderedNode) -> Any:
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Any:
     """At a lab test's failure, archive the lab as it is, once for each test."""
     outcome: pytest.TestReport = yield
+    item.stash[FAILED] = item.stash.get(FAILED, False) or outcome.failed
     if outcome.failed and call.when in ("setup", "call") and "lab" in getattr(item, "fixturenames", ()):
         folder = ROOT / "reports"
         try:

@@ -100,8 +100,9 @@ def fake(folder: Path, name: str, script: str) -> None:
 
 
 def with_programs(folder: Path, **more: str) -> dict[str, str]:
-    """The environment with `folder` before all in PATH; phases are not told to a suite that runs this one."""
-    mine = {name: value for name, value in os.environ.items() if name != "UNDERPASS_PHASES"}
+    """The environment with `folder` before all in PATH; a suite that runs this one is told nothing."""
+    of_this_run = ("UNDERPASS_PHASES", "UNDERPASS_FAILURES")
+    mine = {name: value for name, value in os.environ.items() if name not in of_this_run}
     return {**mine, "PATH": f"{folder}:{mine['PATH']}", **more}
 
 
@@ -130,6 +131,45 @@ def test_ci_runs_make_test_whole_and_passes_its_status_on(
     assert phases["setup"] == "passed"
     assert phases["tests"] == result
     assert phases["all"] == result
+
+
+def test_a_run_that_is_interrupted_says_last_what_failed(checkout: Path, tmp_path: Path) -> None:
+    fake(
+        tmp_path / "bin",
+        "make",
+        'echo "tests/some.py::test_thing (call)" >> "$UNDERPASS_FAILURES"; echo so; kill -INT $PPID; exit 2',
+    )
+    done = subprocess.run(
+        ["env", "--default-signal=INT", checkout / ".ci" / "run"],
+        env=with_programs(tmp_path / "bin", TMPDIR=str(tmp_path)),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 130
+    *_, total, last = done.stdout.splitlines()
+    assert total.split(None, 5)[-1] == "failed (130)"
+    assert last == "failed: tests/some.py::test_thing (call)"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bin", "checkout"]
+
+
+def test_each_failure_is_recorded_for_ci_with_what_failed_it(tmp_path: Path) -> None:
+    (tmp_path / "test_some.py").write_text(
+        "import pytest\n@pytest.fixture\ndef gone():\n    raise OSError\n"
+        "def test_a(): assert False\ndef test_b(gone): pass\ndef test_c(): pass\n"
+    )
+    words = [sys.executable, "-m", "pytest", "-p", "tests.conftest", "-p", "no:cacheprovider"]
+    record = tmp_path / "record"
+    subprocess.run(
+        [*words, "--rootdir", tmp_path, tmp_path / "test_some.py"],
+        cwd=ROOT,
+        env={**os.environ, "UNDERPASS_FAILURES": str(record)},
+        capture_output=True,
+        check=False,
+        timeout=60,
+    )
+    assert record.read_text().splitlines() == ["test_some.py::test_a (call)", "test_some.py::test_b (setup)"]
 
 
 ELSEWHERE = (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import signal
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -13,6 +13,7 @@ from lab.cluster import Cluster
 from lab.providers import provider
 from lab.providers.base import NodeState
 from lab.render import Rendered
+from tests.lab import power
 from tests.lab.command import LabCommand
 from tests.lab.conftest import connect, image_called
 from tests.lab.waiting import until
@@ -85,7 +86,12 @@ def _came_back(lab: Rendered, cluster: Cluster, mark: str, before: dict[str, int
 
 @pytest.mark.parametrize("round_", range(SIZES.stop_starts))
 def test_a_stopped_lab_comes_back_as_it_was(
-    lab: Rendered, command: LabCommand, cluster: Cluster, something_to_keep: str, round_: int
+    lab: Rendered,
+    command: LabCommand,
+    cluster: Cluster,
+    something_to_keep: str,
+    round_: int,
+    tmp_path: Path,
 ) -> None:
     before = _restarts(cluster)
     stopped = command.check("stop", "--progress=plain")
@@ -93,6 +99,7 @@ def test_a_stopped_lab_comes_back_as_it_was(
     assert {provider(lab).status(node) for node in lab.nodes} == {NodeState.STOPPED}
     assert [node["state"] for node in command.json("status")["nodes"]] == ["stopped"] * len(lab.nodes)
     assert command.json("stop")["changed"] == 0
+    assert _asked(command, tmp_path) == {"cluster/readyz.txt"}, "what cannot answer was waited for"
     command.check("start")
     _came_back(lab, cluster, something_to_keep, before)
     for node in lab.nodes:
@@ -101,33 +108,19 @@ def test_a_stopped_lab_comes_back_as_it_was(
     assert command.json("up")["changed"] == 0
 
 
+def _asked(command: LabCommand, folder: Path) -> set[str]:
+    """What a report holds of the cluster and its mesh."""
+    with tarfile.open(command.json("report", "--into", str(folder))["archive"]) as tar:
+        names = {name.partition("/")[2] for name in tar.getnames()}
+    return {name for name in names if name.startswith(("cluster/", "mesh/"))}
+
+
 @pytest.mark.parametrize("round_", range(SIZES.power_losses))
 def test_a_lab_comes_back_from_a_power_cut(
     lab: Rendered, command: LabCommand, cluster: Cluster, something_to_keep: str, round_: int
 ) -> None:
     before = _restarts(cluster)
-    for pid in _processes_of(lab):
-        os.kill(pid, signal.SIGKILL)
-    until(
-        lambda: all(provider(lab).status(node) is NodeState.STOPPED for node in lab.nodes),
-        "the nodes are seen as stopped",
-    )
+    power.cut(lab)
     command.check("start")
     _came_back(lab, cluster, something_to_keep, before)
     assert command.json("up")["changed"] == 0
-
-
-def _processes_of(lab: Rendered) -> list[int]:
-    """Every process in the cgroups of the lab's nodes, and the ones that hold the nodes."""
-    found: set[int] = set()
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                groups = (entry / "cgroup").read_text()
-            except OSError:
-                continue
-            if f"/{lab.cgroup}/" in groups:
-                found.add(int(entry.name))
-    assert found, "the lab has no process to kill"
-    assert os.getpid() not in found
-    return sorted(found)

@@ -20,6 +20,7 @@ from lab.providers.nspawn.cgroups import Cgroups
 from lab.providers.nspawn.settings import WANTED
 from lab.render import Rendered
 from lab.steps import side_by_side
+from tests.lab import power
 from tests.lab.provider.conftest import on, states
 from tests.lab.waiting import until
 from tests.sizes import SIZES
@@ -35,12 +36,7 @@ def test_nodes_come_back_after_all_their_processes_were_killed(running: Provider
     for _ in range(SIZES.power_losses):
         for node in running.lab.nodes:
             on(running, node, "echo safe > /root/synced; sync")
-        for pid in Cgroups(running.lab.cgroup).processes():
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
-        until(lambda: states(running) == {NodeState.STOPPED}, "the nodes are off")
+        power.cut(running.lab)
         assert side_by_side(running.start, running.lab.nodes) == len(running.lab.nodes)
         for node in running.lab.nodes:
             assert on(running, node, "cat /root/synced; systemctl is-system-running") == "safe\nrunning"
