@@ -1,4 +1,4 @@
-"""A box that is a host of labs itself: Debian 13 as `make setup` leaves it, for the suite alone.
+"""A box that is a host of labs itself: Debian 13 as `make setup VMS=1` leaves it, for the suite alone.
 
 A disk as that of `box.py`, without what makes a node and with what a host needs: its packages, and the
 controller's Python packages. A machine of it without a way out needs nothing but a checkout and the
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lab.bootstrap import NEEDS
+from lab.bootstrap import NEEDS, VM_NEEDS
 from lab.builds import apt, box, controller, image
 from lab.builds.contained import enclosed
 from lab.builds.inputs import tree_digest
@@ -35,7 +35,7 @@ SYSTEM = (
     "python3",
 )
 #: What a person installs before the first `make setup`, and what that installs.
-HOST = ("make", "python3-venv", *(need.package for need in NEEDS))
+HOST = ("make", "python3-venv", *(need.package for need in (*NEEDS, *VM_NEEDS)))
 PACKAGES = tuple(sorted({*SYSTEM, *box.PACKAGES, *HOST}))
 
 

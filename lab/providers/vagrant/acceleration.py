@@ -101,7 +101,7 @@ def guest(accelerator: str, cpu: str) -> str:
             *("-drive", f"file={disk},format=raw,if=ide,snapshot=on"),
         ]
         try:
-            done = run(command, ok=range(256), timeout=SECONDS)
+            done = run(command, ok=range(256), timeout=SECONDS * slowness())
         except LabError as fault:
             return fault.message
     if done.status == ALIVE:
