@@ -100,9 +100,8 @@ def fake(folder: Path, name: str, script: str) -> None:
 
 
 def with_programs(folder: Path, **more: str) -> dict[str, str]:
-    """The environment with `folder` before all in PATH; a suite that runs this one is told nothing."""
-    of_this_run = ("UNDERPASS_PHASES", "UNDERPASS_FAILURES")
-    mine = {name: value for name, value in os.environ.items() if name not in of_this_run}
+    """The environment with `folder` before all in PATH; phases are not told to a suite that runs this one."""
+    mine = {name: value for name, value in os.environ.items() if name != "UNDERPASS_PHASES"}
     return {**mine, "PATH": f"{folder}:{mine['PATH']}", **more}
 
 
@@ -156,8 +155,9 @@ def test_a_run_that_is_interrupted_says_last_what_failed(checkout: Path, tmp_pat
 
 def test_each_failure_is_recorded_for_ci_with_what_failed_it(tmp_path: Path) -> None:
     (tmp_path / "test_some.py").write_text(
-        "import pytest\n@pytest.fixture\ndef gone():\n    raise OSError\n"
-        "def test_a(): assert False\ndef test_b(gone): pass\ndef test_c(): pass\n"
+        "import os, pytest\n@pytest.fixture\ndef gone():\n    raise OSError\n"
+        "def test_a(): assert False\ndef test_b(gone): pass\n"
+        "def test_others_are_not_told_where(): assert 'UNDERPASS_FAILURES' not in os.environ\n"
     )
     words = [sys.executable, "-m", "pytest", "-p", "tests.conftest", "-p", "no:cacheprovider"]
     record = tmp_path / "record"

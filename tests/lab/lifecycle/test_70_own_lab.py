@@ -34,7 +34,7 @@ def test_a_failed_suite_takes_its_lab_down_and_leaves_a_report(tmp_path: Path) -
     done = subprocess.run(
         words,
         cwd=paths.ROOT,
-        env={**os.environ, "UNDERPASS_TEST_LAB": OTHER, "UNDERPASS_FAILURES": ""},
+        env={**os.environ, "UNDERPASS_TEST_LAB": OTHER},
         capture_output=True,
         text=True,
         timeout=LIMIT,
