@@ -102,7 +102,9 @@ def tar_of_checkout() -> list[str]:
 
 
 @contextmanager
-def inside(lab_id: str, shape: str, file: Path, inner: str) -> Iterator[Machine]:
+def inside(
+    lab_id: str, shape: str, file: Path, inner: str, inner_provider: str = "nspawn"
+) -> Iterator[Machine]:
     """The machine, started; skipped where the host cannot have one.
 
     shape: a further line of its node in the lab file `file`, which is written. inner: the lab file of the
@@ -116,7 +118,8 @@ def inside(lab_id: str, shape: str, file: Path, inner: str) -> Iterator[Machine]
     host = provider(lab)
     host.destroy()
     box = builds.build_all(Steps(), only={hostbox.NAME})[hostbox.NAME].path
-    artifacts = builds.build_all(Steps(), for_bundle=True) | builds.build_all(Steps(), only={"node-programs"})
+    artifacts = builds.build_all(Steps(), for_bundle=True, provider=inner_provider)
+    artifacts |= builds.build_all(Steps(), only={"node-programs"})
     lab.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     keys.ensure(lab)
     rendering.write(lab, text, on_nodes({}))
