@@ -97,7 +97,7 @@ def build_all(
     store = Store()
     known = recipes(store)
     if only is None:
-        only = {recipe.name for recipe in needed(provider, also=also, for_bundle=for_bundle)}
+        only = {recipe.name for recipe in needed(provider, also=also, for_bundle=for_bundle)} | set(also)
     chosen = _with_needs(known, only)
     store.sweep()
     built: dict[str, Artifact] = {}

@@ -9,7 +9,6 @@ import typer
 
 from lab import builds
 from lab.cli.context import Context, become_root
-from lab.errors import ExitCode, die
 from lab.labfile import ProviderName
 from lab.output import Format, emit, table
 from lab.store import bundle
@@ -42,14 +41,6 @@ def build(
     """Build the artifacts that are not in the store yet."""
     become_root()
     options: Context = context.obj
-    known = {recipe.name for recipe in builds.recipes()}
-    unknown = sorted(set(names or []) - known)
-    if unknown:
-        die(
-            f"no artifact is called {', '.join(unknown)}",
-            hint=f"known: {', '.join(sorted(known))}",
-            code=ExitCode.USAGE,
-        )
     steps = options.steps(options.logs_of("store", "build"))
     with steps.step("artifacts", "Build or reuse the artifacts") as building:
         built = builds.build_all(steps, only=set(names) if names else None, provider=provider)
@@ -74,14 +65,21 @@ def build(
 
 
 def bundle_create(
-    context: typer.Context, file: Annotated[Path, typer.Argument(help="The bundle to write.")]
+    context: typer.Context,
+    file: Annotated[Path, typer.Argument(help="The bundle to write.")],
+    names: Annotated[
+        list[str] | None, typer.Argument(help="Artifacts beside those that every lab of the provider needs.")
+    ] = None,
+    provider: Annotated[
+        ProviderName, typer.Option("--provider", help="What makes the nodes of the labs that it is for.")
+    ] = "nspawn",
 ) -> None:
     """Write all artifacts into one file."""
     become_root()
     options: Context = context.obj
     steps = options.steps(options.logs_of("store", "bundle"))
     with steps.step("artifacts", "Build or reuse the artifacts"):
-        artifacts = builds.build_all(steps, for_bundle=True)
+        artifacts = builds.build_all(steps, also=names or (), for_bundle=True, provider=provider)
     with steps.step("bundle", f"Write {file}"):
         bundle.create(file, list(artifacts.values()))
     _show(options, list(artifacts), file, "wrote")

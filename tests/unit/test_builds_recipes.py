@@ -84,6 +84,15 @@ def test_the_box_is_built_for_labs_of_virtual_machines_alone(built: list[str]) -
     assert "vm-box" in builds.build_all(Steps(), provider="vagrant")
 
 
+def test_a_bundle_for_virtual_machines_has_all_that_their_labs_need(built: list[str]) -> None:
+    for also in ((), ("node-packages",)):
+        needed = set(builds.build_all(Steps(), provider="vagrant", also=also))
+        assert set(builds.build_all(Steps(), for_bundle=True, provider="vagrant", also=also)) >= {
+            *needed,
+            "controller-wheels",
+        }
+
+
 def test_what_a_stock_box_is_adopted_with_is_built_for_labs_that_ask_for_it(built: list[str]) -> None:
     assert "node-packages" not in builds.build_all(Steps(), provider="vagrant")
     assert "node-packages" in builds.build_all(Steps(), provider="vagrant", also={"node-packages"})
@@ -99,9 +108,12 @@ def test_only_some_are_built_with_what_they_need(built: list[str]) -> None:
     assert set(built) == {"images", "kubernetes", "coredns"}
 
 
-def test_an_unknown_artifact_is_refused_with_the_known_names(built: list[str]) -> None:
+@pytest.mark.parametrize("asked", [{"only": {"kubernetez"}}, {"also": {"kubernetez"}}], ids=["only", "also"])
+def test_an_unknown_artifact_is_refused_with_the_known_names(
+    built: list[str], asked: dict[str, set[str]]
+) -> None:
     with pytest.raises(LabError, match="no artifact is called kubernetez") as caught:
-        builds.build_all(Steps(), {"kubernetez"})
+        builds.build_all(Steps(), **asked)  # type: ignore[arg-type]
     assert caught.value.code is ExitCode.USAGE
     assert "kubernetes" in (caught.value.hint or "")
     assert built == []
