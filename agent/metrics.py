@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 
 from prometheus_client import CollectorRegistry, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -12,6 +12,7 @@ from prometheus_client.exposition import generate_latest
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
+from agent.httpserver import Server
 from agent.redirect.view import Counts
 
 # A quantile is told by the bound of its bucket: close together up to what is promised for an ADD (0.15).
@@ -128,7 +129,7 @@ class _Redirect(Collector):
             )
 
 
-def serve(address: str, port: int, metrics: Metrics, healthy: Callable[[], bool]) -> ThreadingHTTPServer:
+def serve(address: str, port: int, metrics: Metrics, healthy: Callable[[], bool]) -> Server:
     """Serve /metrics and /healthz in a thread."""
 
     class Handler(BaseHTTPRequestHandler):
@@ -151,6 +152,6 @@ def serve(address: str, port: int, metrics: Metrics, healthy: Callable[[], bool]
         def log_message(self, format: str, *args: object) -> None:
             """Scrapes are not worth a line."""
 
-    server = ThreadingHTTPServer((address, port), Handler)
+    server = Server((address, port), Handler)
     threading.Thread(target=server.serve_forever, name="metrics", daemon=True).start()
     return server

@@ -10,8 +10,9 @@ import json
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 
+from agent.httpserver import Server
 from agent.model.objects import EndpointSlice, Name, Service
 
 WEIGHT_HEADER = "X-Load-Balancing-Endpoint-Weight"
@@ -48,7 +49,7 @@ class HealthPorts:
         self._healthy = healthy
         self._address = address
         self._wanted: Mapping[int, Health] = {}
-        self._servers: dict[int, ThreadingHTTPServer] = {}
+        self._servers: dict[int, Server] = {}
         self._lock = threading.Lock()
 
     def apply(self, wanted: Mapping[int, Health]) -> None:
@@ -107,8 +108,7 @@ class HealthPorts:
             def log_message(self, format: str, *args: object) -> None:
                 """Load balancers ask all the time."""
 
-        server = ThreadingHTTPServer((self._address, port), Handler)
-        server.daemon_threads = True
+        server = Server((self._address, port), Handler)
         self._servers[port] = server
         threading.Thread(target=server.serve_forever, name=f"health-{port}", daemon=True).start()
 

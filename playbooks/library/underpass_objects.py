@@ -60,6 +60,9 @@ from ansible.module_utils.underpass_turn import take_or_fail  # noqa: E402
 KUBECTL = "/opt/underpass/current/kubernetes/bin/kubectl"
 SAME, DIFFERENT = 0, 1  # statuses of `kubectl diff`
 PAUSE = 1.0
+#: How long kubectl waits for an answer. Left alone it gives the API server 32 s for what it knows of its
+#: objects, which is not enough on the slowest processors that are emulated.
+ANSWER = "300s"
 
 #: `kubectl diff` compares files named GROUP.VERSION.KIND.NAMESPACE.NAME.
 _COMPARED = re.compile(r"^diff .* \S+/([^/\s]+)$", re.MULTILINE)
@@ -76,7 +79,7 @@ def main() -> None:
         supports_check_mode=True,
     )
     take_or_fail(module)
-    kubectl = [KUBECTL, f"--kubeconfig={module.params['kubeconfig']}"]
+    kubectl = [KUBECTL, f"--kubeconfig={module.params['kubeconfig']}", f"--request-timeout={ANSWER}"]
     make = remove if module.params["state"] == "absent" else apply
     objects: list[str] = []
     differences = ""

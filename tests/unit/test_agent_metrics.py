@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import http.client
 import json
+import socket
+import struct
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -108,3 +111,27 @@ def test_logs_are_json_with_their_fields_and_level() -> None:
     assert (started["event"], started["level"], started["node"]) == ("agent started", "info", "n")
     assert started["timestamp"].endswith("Z")
     assert "ZeroDivisionError" in fault["exception"]
+
+
+def test_who_goes_away_before_the_answer_leaves_no_trace_in_the_log(
+    scraped: Scraped, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A probe of the kubelet, for instance, whose time is over."""
+    asked, gone = threading.Event(), threading.Event()
+
+    def slow() -> list[tuple[str, str, int, int]]:
+        asked.set()
+        assert gone.wait(5)
+        return COUNTS
+
+    scraped.metrics.watch_datapath(slow)
+    with socket.create_connection(scraped.server.server_address[:2], timeout=5) as client:
+        client.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
+        assert asked.wait(5)
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # closed by a reset
+    gone.set()
+    scraped.server.shutdown()
+    for thread in threading.enumerate():
+        if "process_request_thread" in thread.name:
+            thread.join(5)
+    assert capfd.readouterr().err == ""

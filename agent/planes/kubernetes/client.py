@@ -17,7 +17,7 @@ from kubernetes.client import Configuration
 from kubernetes.config import new_client_from_config
 from urllib3.exceptions import HTTPError
 
-CONNECT_SECONDS = 5.0
+CONNECT_SECONDS = 15.0  # with TLS's handshake, which takes its time where processors are emulated
 ANSWER_SECONDS = 30.0
 # A dead peer shows itself after 10 + 3 * 5 seconds, also on a watch that is rightly silent.
 _SOCKET_OPTIONS = [
