@@ -125,7 +125,7 @@ def test_who_goes_away_before_the_answer_leaves_no_trace_in_the_log(
         return COUNTS
 
     scraped.metrics.watch_datapath(slow)
-    with socket.create_connection(scraped.server.server_address[:2], timeout=5) as client:
+    with socket.create_connection(("127.0.0.1", scraped.server.server_port), timeout=5) as client:
         client.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
         assert asked.wait(5)
         client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # closed by a reset

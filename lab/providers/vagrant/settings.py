@@ -23,12 +23,12 @@ SLOWNESS = {
     Acceleration.EMULATION: emulation.FACTOR,
     Acceleration.VIRTUALBOX: 1.5,
 }
-#: What an emulated processor is better without. By QEMU's own arguments, as vagrant-libvirt takes features for
-#: named models alone.
+#: What an emulated processor is better without. By QEMU's own arguments, as vagrant-libvirt takes features
+#: for named models alone.
 #: "Fast strings" (erms): it moves them a byte at a time, and a kernel that finds them copies and clears by
 #: nothing else. Without, a pipe and fresh pages take 0.6x of the time.
-#: cmpxchg16b (cx16): QEMU 7.2 leaves wrong flags behind it, and the kernel allocates memory by it. An interrupt
-#: at the next instruction saves them, and what takes them back may end the machine.
+#: cmpxchg16b (cx16): QEMU 7.2 leaves wrong flags behind it, and the kernel allocates memory by it. An
+#: interrupt at the next instruction saves them, and what takes them back may end the machine.
 _WITHOUT = ("erms", "cx16")
 QEMU_ARGUMENTS = {
     Acceleration.EMULATION: [

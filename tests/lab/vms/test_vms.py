@@ -132,6 +132,14 @@ def test_a_machine_is_the_node_that_the_lab_file_says(machines: Provider) -> Non
     assert len(boots) == len(machines.lab.nodes)
 
 
+def test_an_emulated_processor_lacks_what_is_emulated_badly(machines: Provider) -> None:
+    for node in machines.lab.nodes:
+        if _on(machines, node, "systemd-detect-virt || true") != "qemu":
+            pytest.skip("these machines' processors are not emulated")
+        flags = set(_on(machines, node, "grep -m1 ^flags /proc/cpuinfo").split())
+        assert flags & {"cx16", "erms"} == set()
+
+
 def test_a_machine_has_a_kernel_of_its_own_and_no_way_out(machines: Provider) -> None:
     for node in machines.lab.nodes:
         assert _on(machines, node, "uname -r") != os.uname().release
