@@ -1,8 +1,7 @@
-"""A lab of machines by KVM, for hosts whose own processors can run them.
+"""KVM, for hosts whose own processors cannot run machines.
 
-A virtual machine (`inside.py`) whose emulated processors have AMD's virtualisation is the host of that lab:
-so KVM is proved where there is none. One story in order; it takes long there, and says nothing of how fast
-KVM is.
+A virtual machine (`inside.py`) whose emulated processors have AMD's virtualisation is the host of a lab of
+machines: KVM is there, and the probe has it run a guest.
 """
 
 from __future__ import annotations
@@ -25,9 +24,8 @@ nodes:
   - name: node-1
     roles: [control-plane, worker]
 """
-AREAS = ("kernel", "redirect")
 
-pytestmark = pytest.mark.timeout(3 * 3600)
+pytestmark = pytest.mark.timeout(3600)
 
 
 @pytest.fixture(scope="module")
@@ -43,25 +41,3 @@ def test_the_doctor_finds_that_kvm_starts_a_guest(machine: Machine) -> None:
     found = {finding["id"]: finding for finding in machine.lab_command("doctor")}
     assert found["vm-guest"]["status"] == "ok", found["vm-guest"]
     assert "KVM" in found["vm-guest"]["evidence"]
-
-
-def test_a_lab_of_machines_comes_up_by_kvm(machine: Machine) -> None:
-    machine(".venv/bin/lab up --progress=plain")
-    seen = machine.lab_command("status")
-    assert seen["api"] == "ok", seen
-    assert [(node["state"], node["ready"]) for node in seen["nodes"]] == [("running", True)]
-    kinds = machine(f"virsh dumpxml underpass-{INNER_ID}.node-1 | grep -o \"domain type='[a-z]*'\"")
-    assert kinds == "domain type='kvm'"
-    assert machine(".venv/bin/lab exec node-1 -- systemd-detect-virt") == "kvm"
-
-
-def test_what_is_promised_of_every_lab_holds_there(machine: Machine) -> None:
-    told = machine.lab_command("verify", *AREAS)
-    assert [line for line in told["promises"] if line["result"] not in ("passed", "skipped")] == []
-    assert {line["area"] for line in told["promises"] if line["result"] == "passed"} == set(AREAS)
-
-
-def test_nothing_stays_behind(machine: Machine) -> None:
-    machine(".venv/bin/lab down --progress=none")
-    assert machine("virsh list --all --name; virsh net-list --all --name | grep underpass || true") == ""
-    assert machine("ls /root/.local/state/underpass/labs") == ""  # its lock, hidden, stays
