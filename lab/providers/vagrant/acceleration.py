@@ -9,6 +9,7 @@ and still not run that; VirtualBox may be there, and its kernel modules not, or 
 from __future__ import annotations
 
 import os
+import re
 import struct
 import tempfile
 from dataclasses import dataclass
@@ -108,6 +109,16 @@ def guest(accelerator: str, cpu: str) -> str:
         return ""
     said = (done.stderr.strip().splitlines() or [f"status {done.status}"])[-1]
     return f"{said}"[:200]
+
+
+def series() -> int:
+    """The first number of QEMU's version; 0 where there is none."""
+    try:
+        said = run([QEMU, "--version"], ok=range(256), timeout=SECONDS * slowness()).stdout
+    except LabError:
+        return 0
+    match = re.search(r"version (\d+)\.", said)
+    return int(match[1]) if match else 0
 
 
 def by_virtualbox() -> str:

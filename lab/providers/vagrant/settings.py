@@ -13,6 +13,7 @@ from lab import emulation
 from lab.builds.vboxbox import CONTROLLER
 from lab.paths import ROOT
 from lab.providers.base import STORE_ON_NODE
+from lab.providers.vagrant import acceleration
 from lab.providers.vagrant.acceleration import Acceleration
 from lab.providers.vagrant.disks import Disks, management_mac, management_range
 from lab.render import Rendered, RenderedNode
@@ -23,18 +24,9 @@ SLOWNESS = {
     Acceleration.EMULATION: emulation.FACTOR,
     Acceleration.VIRTUALBOX: 1.5,
 }
-#: What an emulated processor is better without. By QEMU's own arguments, as vagrant-libvirt takes features
-#: for named models alone.
-#: "Fast strings" (erms): it moves them a byte at a time, and a kernel that finds them copies and clears by
-#: nothing else. Without, a pipe and fresh pages take 0.6x of the time.
-#: cmpxchg16b (cx16): QEMU 7.2 leaves wrong flags behind it, and the kernel allocates memory by it. An
-#: interrupt at the next instruction saves them, and what takes them back may end the machine.
-_WITHOUT = ("erms", "cx16")
-QEMU_ARGUMENTS = {
-    Acceleration.EMULATION: [
-        word for feature in _WITHOUT for word in ("-global", f"max-x86_64-cpu.{feature}=off")
-    ]
-}
+#: The last QEMU series that leaves wrong flags behind cmpxchg16b (cx16). The kernel allocates memory by it:
+#: an interrupt at the next instruction saves the flags, and what takes them back may end the machine.
+WRONG_FLAGS = 7
 BOOT_SECONDS = 45
 HALT_SECONDS = 60
 #: MiB of a node that the lab file does not limit.
@@ -56,7 +48,7 @@ def document(lab: Rendered, disks: Disks, image: Path, driver: Acceleration) -> 
         "hypervisor": lab.hypervisor,
         "driver": driver.value,
         "cpu_mode": "host-passthrough" if driver is Acceleration.KVM else "maximum",
-        "qemu_arguments": QEMU_ARGUMENTS.get(driver, []),
+        "qemu_arguments": qemu_arguments() if driver is Acceleration.EMULATION else [],
         "slowness": slowness,
         **_box(lab, image),
         "boot_timeout": round(BOOT_SECONDS * slowness),
@@ -91,6 +83,18 @@ def document(lab: Rendered, disks: Disks, image: Path, driver: Acceleration) -> 
         },
         "nodes": [_node(lab, disks, node, driver) for node in lab.nodes],
     }
+
+
+def qemu_arguments() -> list[str]:
+    """What takes from an emulated processor what it is better without, by what QEMU there is.
+
+    "Fast strings" (erms): it moves them a byte at a time, and a kernel that finds them copies and clears by
+    nothing else. Without, a pipe and fresh pages take 0.6x of the time. For cmpxchg16b see `WRONG_FLAGS`;
+    programs that insist on it (x86-64-v2) do not start then. By QEMU's own arguments, as vagrant-libvirt
+    takes features for named models alone.
+    """
+    without = ["erms", *(["cx16"] if acceleration.series() <= WRONG_FLAGS else [])]
+    return [word for feature in without for word in ("-global", f"max-x86_64-cpu.{feature}=off")]
 
 
 def _box(lab: Rendered, image: Path) -> dict[str, Any]:
