@@ -74,7 +74,7 @@ def bundle_create(
         ProviderName, typer.Option("--provider", help="What makes the nodes of the labs that it is for.")
     ] = "nspawn",
 ) -> None:
-    """Write all artifacts into one file."""
+    """Write all artifacts that labs of a provider need into one file."""
     become_root()
     options: Context = context.obj
     steps = options.steps(options.logs_of("store", "bundle"))
