@@ -1,8 +1,8 @@
 """A lab of machines by KVM, for hosts whose own processors cannot run them.
 
 A virtual machine (`inside.py`) whose processors have virtualisation themselves is the host of that lab: where
-they are emulated, AMD's. One story in order; there it takes most of an hour, and says nothing of how fast
-KVM is.
+they are emulated, AMD's. One story in order, of which a cluster takes twenty minutes there; it says nothing
+of how fast KVM is.
 """
 
 from __future__ import annotations
@@ -41,11 +41,13 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
         yield machine
 
 
-@pytest.fixture
-def lasting() -> None:
-    """Skip where the host in the machine would not last as long as a cluster takes."""
-    if acceleration.tried().best is Acceleration.EMULATION and acceleration.series() <= WRONG_FLAGS:
-        pytest.skip(f"an emulated host of machines does not last by QEMU {acceleration.series()}")
+@pytest.fixture(scope="module")
+def lasting(machine: Machine) -> Machine:
+    """The machine; skipped where it would not last as long as a cluster takes."""
+    series = acceleration.series()
+    if series <= WRONG_FLAGS and acceleration.tried().best is Acceleration.EMULATION:
+        pytest.skip(f"an emulated host of machines does not last by QEMU {series}")
+    return machine
 
 
 def test_the_doctor_finds_that_kvm_starts_a_guest(machine: Machine) -> None:
@@ -54,19 +56,17 @@ def test_the_doctor_finds_that_kvm_starts_a_guest(machine: Machine) -> None:
     assert "KVM" in found["vm-guest"]["evidence"]
 
 
-@pytest.mark.usefixtures("lasting")
-def test_a_lab_of_machines_comes_up_by_kvm(machine: Machine) -> None:
-    machine(".venv/bin/lab up --progress=plain")
-    seen = machine.lab_command("status")
+def test_a_lab_of_machines_comes_up_by_kvm(lasting: Machine) -> None:
+    lasting(".venv/bin/lab up --progress=plain")
+    seen = lasting.lab_command("status")
     assert seen["api"] == "ok", seen
     assert [(node["state"], node["ready"]) for node in seen["nodes"]] == [("running", True)]
-    kinds = machine(f"virsh dumpxml underpass-{INNER_ID}.node-1 | grep -o \"domain type='[a-z]*'\"")
+    kinds = lasting(f"virsh dumpxml underpass-{INNER_ID}.node-1 | grep -o \"domain type='[a-z]*'\"")
     assert kinds == "domain type='kvm'"
-    assert machine(".venv/bin/lab exec node-1 -- systemd-detect-virt") == "kvm"
+    assert lasting(".venv/bin/lab exec node-1 -- systemd-detect-virt") == "kvm"
 
 
-@pytest.mark.usefixtures("lasting")
-def test_nothing_stays_behind(machine: Machine) -> None:
-    machine(".venv/bin/lab down --progress=none")
-    assert machine("virsh list --all --name; virsh net-list --all --name | grep underpass || true") == ""
-    assert machine("ls /root/.local/state/underpass/labs") == ""  # its lock, hidden, stays
+def test_nothing_stays_behind(lasting: Machine) -> None:
+    lasting(".venv/bin/lab down --progress=none")
+    assert lasting("virsh list --all --name; virsh net-list --all --name | grep underpass || true") == ""
+    assert lasting("ls /root/.local/state/underpass/labs") == ""  # its lock, hidden, stays
