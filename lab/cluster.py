@@ -20,6 +20,16 @@ from lab.steps import Step
 
 OWN_NAMESPACES = ("kube-system", "istio-system")
 
+#: What is asked of Istio's webhook, and never made.
+_ASKED_OF_ISTIO = """\
+apiVersion: security.istio.io/v1
+kind: PeerAuthentication
+metadata: {name: underpass-asks, namespace: default}
+spec: {mtls: {mode: STRICT}}
+"""
+#: How the API server begins where a webhook did not answer; any other word is an answer.
+_NO_WEBHOOK = "failed calling webhook"
+
 #: A line of the API server's own checks that does not hold: `[-]name failed: reason`.
 _UNREADY = re.compile(r"\[-\](\S+) failed")
 
@@ -109,7 +119,10 @@ class Cluster:
         return [_node(item) for item in json.loads(done.stdout)["items"]]
 
     def wait(self, step: Step, seconds: float = 120) -> list[KubeNode]:
-        """Wait until the API is healthy, every node is Ready and answers, and the cluster's own pods run."""
+        """Wait until the API is healthy, every node is Ready and answers, and the cluster's own pods serve.
+
+        A question that fails is asked again: an API server that has just come up may pause.
+        """
         names = {node.name for node in self.lab.nodes}
         seconds *= self.slowness
         try:
@@ -117,10 +130,15 @@ class Cluster:
                 on=NotYet, attempts=None, timeout=seconds, wait_initial=0.3, wait_max=2, wait_jitter=0.2
             ):
                 with attempt:
-                    return self._all_there(step, names)
-        except NotYet as missing:
+                    try:
+                        return self._all_there(step, names)
+                    except LabError as fault:
+                        missing = ": ".join([fault.message, *fault.details[-1:]])
+                        step.say(missing)
+                        raise NotYet(missing) from None
+        except NotYet as last:
             raise LabError(
-                f"the cluster of lab {self.lab.id} is not healthy after {seconds:g} s: {missing}",
+                f"the cluster of lab {self.lab.id} is not healthy after {seconds:g} s: {last}",
                 hint="`lab logs NODE` shows a node's journal, `lab report` collects everything",
                 code=ExitCode.PROVISION,
             ) from None
@@ -132,15 +150,32 @@ class Cluster:
         done = self.kubectl("get", f"--raw={path}", self._request_limit(), ok=range(256), timeout=20)
         return done.status == 0 and done.stdout.strip() == "ok"
 
-    def _waiting_pods(self) -> str:
-        """The cluster's own pods (DNS, Istio) that are not ready now; empty when all are."""
+    def _running_pods(self, node: str) -> list[dict[str, Any]]:
+        """The pods that run and are ready by the word of the node's kubelet and containerd."""
+        pods, live = (
+            json.loads(self.kubectl("get", f"--raw=/api/v1/nodes/{node}/proxy/{kind}", timeout=20).stdout)
+            for kind in ("pods", "runningpods/")
+        )
+        return running_pods(pods, live)
+
+    def _waiting_pods(self, nodes: Sequence[KubeNode]) -> str:
+        """The cluster's own Deployments (DNS, Istio) that do not serve now; empty when all do."""
         done = self.kubectl("get", "deployments", "--all-namespaces", "-o", "json", timeout=20)
-        return ", ".join(
-            item["metadata"]["name"]
+        own = [
+            item
             for item in json.loads(done.stdout)["items"]
             if item["metadata"]["namespace"] in OWN_NAMESPACES
-            and item["status"].get("readyReplicas", 0) < item["spec"]["replicas"]
-        )
+        ]
+        pods = [pod for node in nodes for pod in self._running_pods(node.name)]
+        return ", ".join(item["metadata"]["name"] for item in own if not serves(item, pods))
+
+    def _silent_webhook(self) -> str:
+        """What the API server says where Istio's webhook, which objects of Istio's need, does not answer."""
+        if self.lab.istio_version is None:
+            return ""
+        arguments = ("create", "--dry-run=server", "--filename=-")
+        done = self.kubectl(*arguments, ok=range(256), stdin=_ASKED_OF_ISTIO, timeout=20)
+        return done.stderr.strip() if _NO_WEBHOOK in done.stderr else ""
 
     def _all_there(self, step: Step, names: set[str]) -> list[KubeNode]:
         health = self.health()
@@ -158,11 +193,49 @@ class Cluster:
         if closed:
             step.say("; ".join(closed))
             raise NotYet("; ".join(closed))
-        waiting = self._waiting_pods()
+        waiting = self._waiting_pods(nodes)
         if waiting:
             step.say(f"waiting for {waiting} to run")
             raise NotYet(f"{waiting} does not run")
+        silent_webhook = self._silent_webhook()
+        if silent_webhook:
+            step.say(f"waiting for Istio's webhook: {silent_webhook}")
+            raise NotYet(f"Istio's webhook does not answer: {silent_webhook}")
         return nodes
+
+
+def running_pods(pods: dict[str, Any], live: dict[str, Any]) -> list[dict[str, Any]]:
+    """The pods of a node that run now and are ready.
+
+    After a boot the API server still has what was before it, and a kubelet begins with that. What
+    containerd runs is of now; and a kubelet says of a pod that it is not ready before it starts it again.
+
+    pods: the kubelet's list. live: its list of what containerd runs.
+    """
+    there = {pod["metadata"]["uid"] for pod in live.get("items") or []}
+    return [
+        pod
+        for pod in pods.get("items") or []
+        if pod["metadata"]["uid"] in there
+        and "deletionTimestamp" not in pod["metadata"]
+        and any(
+            (condition["type"], condition["status"]) == ("Ready", "True")
+            for condition in pod["status"].get("conditions", [])
+        )
+    ]
+
+
+def serves(deployment: dict[str, Any], pods: Sequence[dict[str, Any]]) -> bool:
+    """Whether a Deployment has its replicas: as Kubernetes counts them, and among `pods`, which run."""
+    wanted: int = deployment["spec"]["replicas"]
+    namespace = deployment["metadata"]["namespace"]
+    labels = deployment["spec"]["selector"].get("matchLabels", {}).items()
+    running = [
+        pod
+        for pod in pods
+        if pod["metadata"]["namespace"] == namespace and labels <= pod["metadata"].get("labels", {}).items()
+    ]
+    return int(deployment["status"].get("readyReplicas", 0)) >= wanted <= len(running)
 
 
 def _node(item: dict[str, Any]) -> KubeNode:

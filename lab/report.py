@@ -112,7 +112,7 @@ def write(lab: Rendered, into: Path) -> Path:
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
     name = f"underpass-{lab.id}-{stamp}"
     archive = into / f"{name}.tar.gz"
-    parts = [*_host(lab), *_logs(lab), *_cluster(lab), *_mesh(lab), *_nodes(lab)]
+    parts = [*_host(lab), *_logs(lab), *_cluster(lab), *_nodes(lab)]
     with ThreadPoolExecutor(8) as pool:
         texts = list(pool.map(_collected, [collect for _, collect in parts]))
     partial = archive.with_suffix(".partial")
@@ -169,10 +169,11 @@ def _logs(lab: Rendered) -> Iterator[Part]:
 
 
 def _cluster(lab: Rendered) -> Iterator[Part]:
-    artifact = builds.locate().get("kubernetes")
-    if artifact is None:
+    """What the API server says, and by way of it the mesh."""
+    found = builds.locate()
+    if "kubernetes" not in found:
         return
-    cluster = Cluster(lab, artifact.path / "bin")
+    cluster = Cluster(lab, found["kubernetes"].path / "bin")
     silence = _silence(cluster)
     if silence is not None:
         yield "cluster/readyz.txt", lambda: silence
@@ -184,6 +185,8 @@ def _cluster(lab: Rendered) -> Iterator[Part]:
             return done.stdout + done.stderr
 
         yield f"cluster/{name}", ask
+    if lab.istio_version and "istio" in found:
+        yield from _mesh(cluster, found["istio"].path / "bin" / "istioctl")
 
 
 def _silence(cluster: Cluster) -> str | None:
@@ -195,15 +198,9 @@ def _silence(cluster: Cluster) -> str | None:
     return None
 
 
-def _mesh(lab: Rendered) -> Iterator[Part]:
+def _mesh(cluster: Cluster, program: Path) -> Iterator[Part]:
     """What istiod and the sidecars say: versions, who is in sync, the proxies' configuration."""
-    found = builds.locate()
-    if lab.istio_version is None or "istio" not in found or "kubernetes" not in found:
-        return
-    cluster = Cluster(lab, found["kubernetes"].path / "bin")
-    if _silence(cluster) is not None:
-        return
-    istioctl = [str(found["istio"].path / "bin" / "istioctl"), f"--kubeconfig={lab.folder / 'kubeconfig'}"]
+    istioctl = [str(program), f"--kubeconfig={cluster.kubeconfig}"]
     for name, arguments in ON_MESH.items():
 
         def ask(arguments: list[str] = arguments) -> str:

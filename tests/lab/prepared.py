@@ -20,6 +20,12 @@ kind: NetworkPolicy
 metadata: {name: closed}
 spec: {podSelector: {matchLabels: {set: closed}}, policyTypes: [Ingress]}
 """
+STRICT = """\
+apiVersion: security.istio.io/v1
+kind: PeerAuthentication
+metadata: {name: strict}
+spec: {mtls: {mode: STRICT}}
+"""
 
 
 class Prepared:
@@ -50,7 +56,11 @@ class Prepared:
         self._pods.remove()
 
     def holds(self) -> None:
-        """Clock, etcd, leases, certificates, pods and policy agree, and are as they were prepared."""
+        """Clock, etcd, Istio, leases, certificates, pods and policy agree, and are as they were prepared."""
+        # Istio's webhook, at once: it comes back last, and the cluster was said to be healthy.
+        if self._lab.istio_version:
+            self._cluster.kubectl("create", "-n", NAMESPACE, "--dry-run=server", "-f", "-", stdin=STRICT)
+
         # The clock, before what depends on it; to tell it takes a while on a slow machine.
         for node in self._lab.nodes:
             there = float(ssh.on_node(self._lab, node, ["date", "+%s.%N"]).stdout)
