@@ -57,7 +57,8 @@ def test_emulated_machines_get_few_processors_and_longer_waits(lab: Rendered, bo
     assert slow["boot_timeout"] > quick["boot_timeout"]
     assert (slow["driver"], slow["cpu_mode"]) == ("qemu", "maximum")
     assert (quick["driver"], quick["cpu_mode"]) == ("kvm", "host-passthrough")
-    assert "max-x86_64-cpu.erms=off" in slow["qemu_arguments"]
+    for feature in ("erms", "fsrm", "la57"):
+        assert f"max-x86_64-cpu.{feature}=off" in slow["qemu_arguments"]
     assert quick["qemu_arguments"] == []
 
 

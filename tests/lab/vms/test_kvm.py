@@ -19,6 +19,8 @@ from tests.lab.vms.inside import Machine, inside
 
 LAB_ID = os.environ.get("UNDERPASS_TEST_LAB", "ci") + "-kvm"
 INNER_ID = "inner"
+#: What is promised of every lab and asks most of a kernel and of its processors.
+AREAS = ("kernel", "redirect")
 INNER = f"""\
 apiVersion: underpass.dev/v1
 kind: Lab
@@ -29,7 +31,7 @@ nodes:
     roles: [control-plane, worker]
 """
 
-pytestmark = pytest.mark.timeout(2 * 3600)
+pytestmark = pytest.mark.timeout(3 * 3600)
 
 
 @pytest.fixture(scope="module")
@@ -56,14 +58,32 @@ def test_the_doctor_finds_that_kvm_starts_a_guest(machine: Machine) -> None:
     assert "KVM" in found["vm-guest"]["evidence"]
 
 
-def test_a_lab_of_machines_comes_up_by_kvm(lasting: Machine) -> None:
-    lasting(".venv/bin/lab up --progress=plain")
-    seen = lasting.lab_command("status")
+def _is_up(machine: Machine) -> None:
+    seen = machine.lab_command("status")
     assert seen["api"] == "ok", seen
     assert [(node["state"], node["ready"]) for node in seen["nodes"]] == [("running", True)]
+
+
+def test_a_lab_of_machines_comes_up_by_kvm(lasting: Machine) -> None:
+    lasting(".venv/bin/lab up --progress=plain")
+    _is_up(lasting)
     kinds = lasting(f"virsh dumpxml underpass-{INNER_ID}.node-1 | grep -o \"domain type='[a-z]*'\"")
     assert kinds == "domain type='kvm'"
     assert lasting(".venv/bin/lab exec node-1 -- systemd-detect-virt") == "kvm"
+
+
+def test_what_is_promised_of_every_lab_holds_there(lasting: Machine) -> None:
+    told = lasting.lab_command("verify", *AREAS)
+    assert [line for line in told["promises"] if line["result"] not in ("passed", "skipped")] == []
+    assert {line["area"] for line in told["promises"] if line["result"] == "passed"} == set(AREAS)
+
+
+def test_it_stops_and_starts(lasting: Machine) -> None:
+    lasting(".venv/bin/lab stop --progress=none")
+    assert [node["state"] for node in lasting.lab_command("status")["nodes"]] == ["stopped"]
+    assert lasting("virsh list --name") == ""
+    lasting(".venv/bin/lab start --progress=none")
+    _is_up(lasting)
 
 
 def test_nothing_stays_behind(lasting: Machine) -> None:
