@@ -88,11 +88,11 @@ def document(lab: Rendered, disks: Disks, image: Path, driver: Acceleration) -> 
 def qemu_arguments() -> list[str]:
     """What takes from an emulated processor what it is better without, by what QEMU there is.
 
-    "Fast strings" (erms, fsrm): it moves them a byte at a time, and a kernel that finds them copies and clears
-    by nothing else. Without, a pipe and fresh pages take 0.6x of the time. Page tables of five levels (la57)
-    have one more to walk; and a host of machines that has them never starts VirtualBox's, whose own have four.
-    For cmpxchg16b see `WRONG_FLAGS`; programs that insist on it (x86-64-v2) do not start then. By QEMU's own
-    arguments, as vagrant-libvirt takes features for named models alone.
+    "Fast strings" (erms, fsrm): it moves them a byte at a time, and a kernel that finds them copies and
+    clears by nothing else. Without, a pipe and fresh pages take 0.6x of the time. Page tables of five levels
+    (la57) have one more to walk; and on a host of machines that has them VirtualBox's never start, whose own
+    have four. For cmpxchg16b see `WRONG_FLAGS`; programs that insist on it (x86-64-v2) do not start then. By
+    QEMU's own arguments, as vagrant-libvirt takes features for named models alone.
     """
     without = ["erms", "fsrm", "la57", *(["cx16"] if acceleration.series() <= WRONG_FLAGS else [])]
     return [word for feature in without for word in ("-global", f"max-x86_64-cpu.{feature}=off")]
