@@ -10,6 +10,7 @@ from lab import ssh
 from lab.cluster import Cluster
 from lab.render import Rendered
 from tests.lab.conftest import toolbox
+from tests.lab.mesh import strict
 from tests.lab.pods import Pods
 from tests.lab.waiting import until
 
@@ -19,12 +20,6 @@ apiVersion: networking.k8s.io/v1
 kind: NetworkPolicy
 metadata: {name: closed}
 spec: {podSelector: {matchLabels: {set: closed}}, policyTypes: [Ingress]}
-"""
-STRICT = """\
-apiVersion: security.istio.io/v1
-kind: PeerAuthentication
-metadata: {name: strict}
-spec: {mtls: {mode: STRICT}}
 """
 
 
@@ -59,7 +54,8 @@ class Prepared:
         """Clock, etcd, Istio, leases, certificates, pods and policy agree, and are as they were prepared."""
         # Istio's webhook, at once: it comes back last, and the cluster was said to be healthy.
         if self._lab.istio_version:
-            self._cluster.kubectl("create", "-n", NAMESPACE, "--dry-run=server", "-f", "-", stdin=STRICT)
+            asked = json.dumps(strict())
+            self._cluster.kubectl("create", "-n", NAMESPACE, "--dry-run=server", "-f", "-", stdin=asked)
 
         # The clock, before what depends on it; to tell it takes a while on a slow machine.
         for node in self._lab.nodes:
